@@ -1,0 +1,1 @@
+"""Secateur: prune trained PyTorch networks and prove it."""

@@ -1,0 +1,34 @@
+"""The errors Secateur raises on purpose; anything else is a bug."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateurError(Exception):
+    """Base of every error that Secateur raises on purpose."""
+
+
+class InputError(SecateurError, ValueError):
+    """An argument, file or setting breaks a rule; the message names all three."""
+
+
+class TraceError(SecateurError):
+    """The model fails on its example input, or cannot be followed."""
+
+
+class PlanError(SecateurError):
+    """A plan does not fit the model, or nothing can be cut."""
+
+
+class CheckpointError(SecateurError):
+    """A saved network is incomplete, damaged or of another version."""
+
+
+def unknown_name(what: str, name: str, choices: Iterable[str]) -> InputError:
+    """Build the error for an unknown name: it lists the choices and the nearest one."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{what} must be one of {', '.join(known)}, but got {name!r}{hint}")

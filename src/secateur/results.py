@@ -1,0 +1,189 @@
+"""Typed records of what a run asked and found; plain data, no torch.
+
+A :class:`Result` is the content of ``result.json``: everything the report
+draws comes from here. Shares are in [0, 1]; sizes in bytes; times in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a network classifies ``count`` images of one split.
+
+    ``low`` and ``high`` bound the accuracy (95 % Wilson interval); precision,
+    recall and F1 are macro averages.
+    """
+
+    split: str
+    count: int
+    accuracy: float
+    low: float
+    high: float
+    precision: float
+    recall: float
+    f1: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters, MACs per sample, and bytes of the weight file, raw and gzipped."""
+
+    params: int
+    macs: int
+    bytes_raw: int
+    bytes_gzip: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Inferences per second at one batch size: median and quartiles of ``repeats`` turns."""
+
+    batch: int
+    threads: int
+    repeats: int
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network, measured."""
+
+    quality: Quality
+    size: Size
+    speeds: tuple[Speed, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network of a comparison: how it was chosen and what it scored on ``split``."""
+
+    criterion: str
+    scope: str
+    sparsity: float
+    split: str
+    accuracy: float
+    loss: float
+    params: int
+    macs: int
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class Width:
+    """Output width (channels, neurons) of one layer before and after."""
+
+    layer: str
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of training; ``lr`` is the rate at its end."""
+
+    phase: str
+    epoch: int
+    lr: float
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PinnedDim:
+    """A dimension that was not cut, and why."""
+
+    name: str
+    dim: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """The proof: largest relative error of the cut network against its masked reference."""
+
+    max_error: float
+    tolerance: float
+    ok: bool
+    changed: bool
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that a run asked and found."""
+
+    title: str
+    asked: dict[str, Any]
+    command: str
+    environment: dict[str, str]
+    dense: Measured
+    pruned: Measured
+    check: CheckRecord
+    points: tuple[Point, ...] = ()
+    widths: tuple[Width, ...] = ()
+    history: tuple[Epoch, ...] = ()
+    pinned: tuple[PinnedDim, ...] = ()
+    given_back: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+
+def save_result(result: Result, path: Path) -> None:
+    """Write ``result`` as JSON, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=True)
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def load_result(path: Path) -> Result:
+    """Read a result back.
+
+    Raises:
+        CheckpointError: the file is missing, half-written or of another format.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: format must be {FORMAT}, but got {found!r}")
+    try:
+        built: Result = _build(Result, data)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not hold a whole result: {error}") from error
+    return built
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """Rebuild a record (or tuple of records) from what JSON made of it."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{key: _build(hints[key], value) for key, value in data.items()})
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return tuple(_build(typing.get_args(kind)[0], value) for value in data)
+    if origin in (typing.Union, types.UnionType) and data is not None:
+        return _build(typing.get_args(kind)[0], data)
+    return data
