@@ -112,7 +112,8 @@ def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
 
     A loader of another make (without an epoch-aware sampler) is left as it is.
     """
-    for holder in (loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)):
+    # accelerate's loader counts epochs itself, and would put the sampler back to its own.
+    for holder in (loader, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)):
         choose = getattr(holder, "set_epoch", None)
         if choose is not None:
             choose(epoch)

@@ -163,7 +163,8 @@ def decode(record: Record, size: tuple[int, int] | None, channels: int) -> Pixel
                 _plain(image, channels), (size[1], size[0]), Image.Resampling.BILINEAR
             )
         pixels = np.asarray(_plain(image, channels), dtype=np.uint8)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    # A copy: what Pillow lends is read-only, which PyTorch warns about.
+    return (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)).copy()
 
 
 def _upright(image: Image.Image) -> Image.Image:
