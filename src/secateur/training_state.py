@@ -1,0 +1,247 @@
+"""What training needs to go on after a stop: one checkpoint per epoch, no pickle.
+
+Each epoch leaves ``epoch-0003.safetensors`` (weights), ``epoch-0003.optimizer.safetensors``
+(the optimiser's tensors) and ``epoch-0003.json`` (numbers, and the checksum of both). The
+JSON is written last, by rename, so a checkpoint without it was never finished. Kept are the
+last two epochs and the best one; a damaged newest checkpoint therefore has one before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur.errors import CheckpointError, InputError
+from secateur.results import Epoch
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where training stands after the last epoch of ``history``.
+
+    ``weights`` and ``best_weights`` are CPU copies of the state dict after the last and the
+    best epoch; ``optimizer`` is the optimiser's own state dict.
+    """
+
+    history: tuple[Epoch, ...]
+    best: int
+    weights: dict[str, Tensor]
+    best_weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Return a CPU copy of every tensor of the model's state dict."""
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make ``folder`` and prove that it can be written, before hours are spent.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"secateur")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"folder must be writable, but got {folder}: {error}") from error
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Tell whether ``folder`` holds any finished checkpoint."""
+    return bool(_epochs(folder))
+
+
+def write_state(folder: Path, state: TrainState, asked: Mapping[str, Any]) -> None:
+    """Add the checkpoint of the newest epoch and drop those no longer needed.
+
+    Args:
+        folder: an existing folder that holds this training and nothing else.
+        state: what to keep.
+        asked: the settings (JSON-ready); a later resume must ask the same.
+    """
+    epoch = state.history[-1].epoch
+    tensors, numbers = _split_optimizer(state.optimizer)
+    parts = {_weights(epoch): state.weights, _optimizer(epoch): tensors}
+    checksums = {name: _save_tensors(folder / name, content) for name, content in parts.items()}
+    best_file = folder / _weights(state.best)
+    document = {
+        "format": FORMAT,
+        "best": state.best,
+        "history": [dataclasses.asdict(entry) for entry in state.history],
+        "asked": dict(asked),
+        "optimizer": numbers,
+        "files": {**checksums, _weights(state.best): _checksum(best_file)},
+    }
+    _replace(folder / _numbers(epoch), (json.dumps(document, indent=1) + "\n").encode())
+    _drop_old(folder)
+
+
+def read_state(folder: Path, asked: Mapping[str, Any]) -> tuple[TrainState | None, tuple[str, ...]]:
+    """Read the newest whole checkpoint of ``folder``.
+
+    Returns:
+        The state (None where there is no checkpoint yet) and one note for each newer
+        checkpoint that was damaged and passed over.
+
+    Raises:
+        InputError: the checkpoints were made under other settings.
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    notes: list[str] = []
+    for epoch in reversed(_epochs(folder)):
+        try:
+            document = _read_whole(folder, epoch)
+        except CheckpointError as error:
+            notes.append(f"{error}; the checkpoint before it is used")
+            continue
+        _same_settings(folder, document["asked"], asked)
+        return _build(folder, epoch, document), tuple(notes)
+    if notes:
+        raise CheckpointError(f"every checkpoint in {folder} is damaged: {notes[0].split(';')[0]}")
+    return None, ()
+
+
+def _weights(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.safetensors"
+
+
+def _optimizer(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.optimizer.safetensors"
+
+
+def _numbers(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.json"
+
+
+def _epochs(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"epoch-(\d+)\.json", path.name) for path in folder.glob("epoch-*.json"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    partial = path.with_name(path.name + ".partial")
+    save_file(dict(tensors), partial)
+    checksum = _checksum(partial)
+    partial.replace(path)
+    return checksum
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(folder: Path, epoch: int) -> dict[str, Any]:
+    path = folder / _numbers(epoch)
+    try:
+        document = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is cut short or not a checkpoint") from error
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format must be {FORMAT}, but got {document.get('format')!r}"
+        )
+    return document
+
+
+def _read_whole(folder: Path, epoch: int) -> dict[str, Any]:
+    document = _read_json(folder, epoch)
+    for name, expected in document["files"].items():
+        part = folder / name
+        if not part.is_file() or _checksum(part) != expected:
+            raise CheckpointError(f"{part} is missing or cut short (its checksum differs)")
+    return document
+
+
+def _same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"resume needs the settings that {folder} was begun with: "
+                f"{key} was {before.get(key)!r}, but got {now.get(key)!r}"
+            )
+
+
+def _build(folder: Path, epoch: int, document: Mapping[str, Any]) -> TrainState:
+    best = int(document["best"])
+    tensors = load_file(folder / _optimizer(epoch))
+    return TrainState(
+        history=tuple(Epoch(**entry) for entry in document["history"]),
+        best=best,
+        weights=load_file(folder / _weights(epoch)),
+        best_weights=load_file(folder / _weights(best)),
+        optimizer=_join_optimizer(tensors, document["optimizer"]),
+    )
+
+
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part an optimiser's state dict into tensors (by ``parameter.key``) and JSON numbers."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entry in state["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value.detach().to("cpu", copy=True).contiguous()
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    return tensors, {"groups": _plain(state["param_groups"]), "numbers": numbers}
+
+
+def _join_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    for index, entry in rest["numbers"].items():
+        state.setdefault(int(index), {}).update(entry)
+    return {"state": state, "param_groups": rest["groups"]}
+
+
+def _plain(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: _number(value) for key, value in group.items()} for group in groups]
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _drop_old(folder: Path) -> None:
+    """Keep the last two checkpoints and the weights of the best epoch of each."""
+    keep: set[str] = set()
+    for epoch in _epochs(folder)[-2:]:
+        try:
+            document = _read_json(folder, epoch)
+        except CheckpointError:
+            continue
+        keep |= {_numbers(epoch), *document["files"]}
+    for path in folder.glob("epoch-*"):
+        if path.name not in keep:
+            path.unlink()
