@@ -1,1 +1,61 @@
-"""Secateur: prune trained PyTorch networks and prove it."""
+"""Secateur: make trained PyTorch networks smaller and faster by pruning, and prove it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.allocate import allocate
+    from secateur.checkpoint import load, save
+    from secateur.criteria import Criterion, score
+    from secateur.cut import cut
+    from secateur.errors import SecateurError
+    from secateur.graph import Graph, Group, trace
+    from secateur.mask import mask
+    from secateur.plan import Plan
+    from secateur.pruning import Pruned, prune
+    from secateur.verify import Check, verify
+
+__all__ = [
+    "Check",
+    "Criterion",
+    "Graph",
+    "Group",
+    "Plan",
+    "Pruned",
+    "SecateurError",
+    "allocate",
+    "cut",
+    "load",
+    "mask",
+    "prune",
+    "save",
+    "score",
+    "trace",
+    "verify",
+]
+
+_HOMES = {
+    "Check": "verify",
+    "Criterion": "criteria",
+    "Graph": "graph",
+    "Group": "graph",
+    "Plan": "plan",
+    "Pruned": "pruning",
+    "SecateurError": "errors",
+    "load": "checkpoint",
+    "prune": "pruning",
+    "save": "checkpoint",
+    "score": "criteria",
+    "trace": "graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that reports need no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"secateur.{_HOMES.get(name, name)}"), name)
+    globals()[name] = value
+    return value

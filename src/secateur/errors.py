@@ -22,6 +22,10 @@ class PlanError(SecateurError):
     """A plan does not fit the model, or nothing can be cut."""
 
 
+class VerificationError(SecateurError):
+    """A cut network does not compute what its masked reference computes."""
+
+
 class CheckpointError(SecateurError):
     """A saved network is incomplete, damaged or of another version."""
 

@@ -1,1 +1,87 @@
+"""Trace a network, describe every dimension, find what must be cut together."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from secateur.graph import rules_layers, rules_views
+from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
+from secateur.graph.flow import Flow
+from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
+from secateur.graph.mend import Mended, mend
+from secateur.graph.trace import record
+
+__all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
+
+_RULE_ROOMS = (rules_layers, rules_views)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced network: its groups, what is pinned, and the costs of any plan.
+
+    Attributes:
+        model: the network that was traced, as it was.
+        groups: what must be cut together, in the order of the parameters.
+        pinned: dimensions that must not be cut, with the reason.
+        notes: what a user should know of the trace.
+        layout: the arrays that plans are computed from.
+    """
+
+    model: nn.Module = field(repr=False)
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+    notes: tuple[str, ...]
+    layout: Layout = field(repr=False)
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """The groups by name."""
+        return {group.name: group for group in self.groups}
+
+    def cost(self, removed: Removed | None = None) -> Cost:
+        """Count parameters and MACs of one sample with ``removed`` units gone.
+
+        Raises:
+            InputError: ``removed`` names what the graph does not have.
+        """
+        check_removed(self.groups, removed or {})
+        return cost(self.layout, self.sizes(removed))
+
+    def sizes(self, removed: Removed | None = None) -> Sizes:
+        """Return the sizes of all axes with ``removed`` units gone."""
+        return Sizes(self.layout, alive_units(self.layout, removed or {}))
+
+    def mend(self, removed: Removed) -> Mended:
+        """Give back what the model's own code does not allow to go.
+
+        Args:
+            removed: units by group, the least important first.
+
+        Raises:
+            InputError: ``removed`` names what the graph does not have.
+        """
+        check_removed(self.groups, removed)
+        return mend(self.layout, self.groups, removed)
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Graph:
+    """Trace ``model`` and find what must be cut together.
+
+    Args:
+        model: any network; it is left exactly as it was.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Raises:
+        InputError: the arguments are of the wrong kind.
+        TraceError: the model fails on its example input.
+    """
+    program = record(model, example_inputs)
+    flow = Flow(program)
+    flow.run()
+    found = analyse(flow, model)
+    return Graph(model, found.groups, found.pinned, found.notes, found.layout)

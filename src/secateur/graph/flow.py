@@ -1,0 +1,261 @@
+"""How descriptions flow: the state that the op rules read and write.
+
+A :class:`Flow` holds, for every traced tensor, one axis a dimension (see
+``axes``). Rules call a handful of verbs: ``dims``, ``set``, ``unify``, ``pin``,
+``require``, ``read`` and ``work``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.graph.axes import Axes, Axis, fixed
+from secateur.graph.program import Node, Program, Ref
+from secateur.graph.sizes import Expr, expr_of
+from secateur.registry import Registry
+
+Rule = Callable[["Flow", Node], None]
+RULES: Registry[Rule] = Registry("op rule")
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register one rule for several ATen operations."""
+
+    def add(function: Rule) -> Rule:
+        for name in names:
+            RULES.register(f"aten.{name}")(function)
+        return function
+
+    return add
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """``expr``, as the model's code computes it, must equal the size of ``axis``."""
+
+    expr: Expr
+    axis: Axis
+    where: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """A place where a dimension is consumed rather than passed on.
+
+    ``how`` is "mask" (a removed position must contribute nothing: a contraction
+    or a sum) or "gather" (the operation runs over the kept positions alone: a
+    mean, a norm, a softmax). ``parameter`` names the weight and dimension that
+    is contracted, where it is one.
+    """
+
+    op: str
+    ordinal: int
+    arg: int
+    dim: int
+    axis: Axis
+    how: str
+    parameter: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates of one operation: ``factor`` times the sizes of ``axes``."""
+
+    node: int
+    factor: int
+    axes: tuple[Axis, ...]
+
+
+class Flow:
+    """Axes of every tensor of a program, and what the rules learned on the way."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.axes = Axes()
+        self.requirements: list[Requirement] = []
+        self.reads: list[Read] = []
+        self.work: list[Work] = []
+        self.roles: list[tuple[str, Axis]] = []
+        self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
+        self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self._index = 0
+
+    def run(self) -> None:
+        """Apply the rule of every operation, in order; pin the model's outputs."""
+        for key, info in enumerate(self.program.tensors):
+            if info.kind in ("parameter", "buffer"):
+                self._dims[key] = [self._new(n) for n in info.shape]
+                self._origin[key] = (info.name, tuple(range(len(info.shape))))
+            elif info.kind in ("input", "constant"):
+                what = "the model's input" if info.kind == "input" else "a constant tensor"
+                self._dims[key] = [self.pinned(n, what) for n in info.shape]
+        for self._index, node in enumerate(self.program.nodes):
+            self._apply(node)
+        for key in self.program.outputs:
+            for axis in self.dims(Ref(key)):
+                self.axes.pin(axis, "the model's output")
+
+    def _new(self, size: int) -> Axis:
+        return self.axes.fresh(size) if size > 1 else fixed(size)
+
+    def pinned(self, size: int, reason: str) -> Axis:
+        """Return an axis that cannot be cut, and remembers why."""
+        if size == 0:
+            return fixed(0)
+        axis = np.repeat(self.axes.fresh(1), size, axis=0)
+        self.axes.pin(axis, reason)
+        return axis
+
+    def _apply(self, node: Node) -> None:
+        known = all(self.known(ref) for ref in refs_of(node))
+        if not known:
+            self.give_up(node, "it reads a tensor that nothing produced")
+        elif node.op in RULES:
+            RULES[node.op](self, node)
+        elif node.pointwise:
+            RULES["aten.add"](self, node)
+        else:
+            self.give_up(node, "it has no rule")
+        for key in node.outs:
+            if key >= 0 and self._dims[key] is None:
+                self._dims[key] = [fixed(n) for n in self.program.tensors[key].shape]
+
+    def give_up(self, node: Node, why: str) -> None:
+        """Pin everything that ``node`` touches."""
+        reason = f"{self.where(node)}: {why}"
+        for ref in refs_of(node):
+            if self.known(ref):
+                for axis in self.dims(ref):
+                    self.axes.pin(axis, reason)
+        for key in node.outs:
+            if key >= 0 and self._dims[key] is None:
+                shape = self.program.tensors[key].shape
+                self._dims[key] = [self.pinned(n, reason) for n in shape]
+
+    def where(self, node: Node) -> str:
+        """Say which operation this is, for a person."""
+        return f"{node.op} in {node.module or 'the model'}"
+
+    def known(self, ref: Ref) -> bool:
+        """Tell whether the axes of a tensor are known."""
+        return self._dims[ref.key] is not None
+
+    def dims(self, ref: Ref) -> list[Axis]:
+        """Return the axes of a tensor, one a dimension."""
+        found = self._dims[ref.key]
+        assert found is not None
+        return found
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Return the traced shape of a tensor."""
+        return self.program.tensors[ref.key].shape
+
+    def out_shape(self, node: Node, index: int = 0) -> tuple[int, ...]:
+        """Return the traced shape of what ``node`` returned."""
+        return self.program.tensors[node.outs[index]].shape
+
+    def set(self, node: Node, dims: Sequence[Axis], index: int = 0) -> None:
+        """Describe output ``index`` of ``node``; an output that is its input is unified."""
+        key = node.outs[index]
+        if key < 0:
+            return
+        shape = self.program.tensors[key].shape
+        assert tuple(len(axis) for axis in dims) == shape, (node.op, shape)
+        before = self._dims[key]
+        if before is None:
+            self._dims[key] = list(dims)
+        else:
+            for old, new in zip(before, dims, strict=True):
+                self.unify(node, old, new)
+
+    def unify(self, node: Node, left: Axis, right: Axis) -> None:
+        """Couple two axes position by position."""
+        if left is right:
+            return
+        cause = self.axes.reasons(left) or self.axes.reasons(right)
+        self.axes.unify(left, right, cause[0] if cause else self.where(node))
+
+    def pin(self, node: Node, axes: Sequence[Axis], why: str) -> None:
+        """Forbid cutting ``axes``."""
+        for axis in axes:
+            if axis.shape[1]:
+                self.axes.pin(axis, f"{self.where(node)}: {why}")
+
+    def require(self, node: Node, axis: Axis, value: Any) -> None:
+        """Note that the code states the size of ``axis`` as ``value``; a literal pins it."""
+        expr = expr_of(value)
+        if isinstance(expr, int):
+            self.pin(node, [axis], f"size {expr} is fixed in the model's code")
+        else:
+            self.requirements.append(Requirement(expr, axis, self.where(node)))
+
+    def sized(self, node: Node, size: int, value: Any) -> Axis:
+        """Return an axis for a new dimension whose size the code states as ``value``."""
+        from secateur.graph.sizes import Dim
+
+        expr = expr_of(value)
+        if isinstance(expr, Dim) and self._dims[expr.tensor] is not None:
+            axis = self.dims(Ref(expr.tensor))[expr.dim]
+            if len(axis) == size:
+                return axis
+        if isinstance(expr, int):
+            return self.pinned(size, f"{self.where(node)}: size {size} is fixed in the code")
+        axis = self._new(size)
+        self.require(node, axis, value)
+        return axis
+
+    def read(self, node: Node, arg: int, dim: int, axis: Axis, how: str) -> None:
+        """Note that ``node`` consumes dimension ``dim`` of its argument ``arg``."""
+        if axis.shape[1]:
+            self.reads.append(Read(node.op, node.ordinal, arg, dim, axis, how))
+
+    def contract(self, node: Node, left: tuple[int, int], right: tuple[int, int]) -> None:
+        """Unify and note the contraction of two arguments: (argument, dimension) each."""
+        axes = [self.dims(node.args[arg])[dim] for arg, dim in (left, right)]
+        self.unify(node, axes[0], axes[1])
+        self.consume(node, left, right, axes[0])
+
+    def consume(
+        self, node: Node, left: tuple[int, int], right: tuple[int, int], axis: Axis
+    ) -> None:
+        """Note a contraction; where one side is a weight, its positions are named."""
+        if not axis.shape[1]:
+            return
+        for arg, dim in (right, left):
+            origin = self._origin.get(node.args[arg].key)
+            if origin is not None:
+                place = (origin[0], origin[1][dim])
+                read = Read(node.op, node.ordinal, left[0], left[1], axis, "mask", place)
+                self.reads.append(read)
+                return
+        self.read(node, left[0], left[1], axis, "mask")
+
+    def moved(self, node: Node, source: Ref, order: Sequence[int]) -> None:
+        """Note that an output is ``source`` with its dimensions in ``order``."""
+        origin = self._origin.get(source.key)
+        if origin is not None:
+            self._origin[node.outs[0]] = (origin[0], tuple(origin[1][d] for d in order))
+
+    def count(self, factor: int, axes: Sequence[Axis]) -> None:
+        """Note the multiply-accumulates of the current operation."""
+        self.work.append(Work(self._index, factor, tuple(axes)))
+
+
+def refs_of(node: Node) -> list[Ref]:
+    """Return the tensors that ``node`` reads, in order."""
+    found: list[Ref] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Ref):
+            found.append(value)
+        elif isinstance(value, tuple):
+            for item in value:
+                visit(item)
+
+    visit(node.args)
+    visit(tuple(node.kwargs.values()))
+    return found

@@ -1,0 +1,364 @@
+"""From flowed axes to groups, slots and pins: the graph that people and plans use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from secateur.graph.axes import Axis
+from secateur.graph.flow import Flow
+from secateur.graph.program import Ref
+from secateur.graph.sizes import Attr, Dim, Expr, leaves
+
+Removed = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place of a group in a tensor.
+
+    Attributes:
+        name: parameter or buffer, as in ``model.named_parameters()``.
+        dim: the dimension.
+        units: int array [size of the dimension]; the unit that each position
+            belongs to, -1 where it belongs to none of this group.
+    """
+
+    name: str
+    dim: int
+    units: NDArray[np.int64] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What must be cut together: ``size`` units, each with positions in every slot."""
+
+    name: str
+    size: int
+    kind: str
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A dimension with ``count`` of ``size`` positions that must not be cut, and why."""
+
+    name: str
+    dim: int
+    reason: str
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A size that the model's code computes: ``expr`` must equal the size of ``axis``.
+
+    ``axis`` and the values of ``dims`` are numbers in ``Layout.axes``.
+    """
+
+    expr: Expr
+    axis: int
+    dims: dict[Dim, int]
+    where: str
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A place where the masked reference acts; see :class:`secateur.graph.flow.Read`."""
+
+    op: str
+    ordinal: int
+    arg: int
+    dim: int
+    axis: int
+    how: str
+    parameter: tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that a plan is computed from, as arrays of unit numbers.
+
+    Attributes:
+        axes: the distinct axes, int [size, k]; entries are units numbered over all
+            groups from 1, 0 for none.
+        offsets: first number of each group's units.
+        parameters: axes of every parameter, by name.
+        buffers: axes of every buffer, by name.
+        work: (module, factor, axes) of every contraction.
+        rules: sizes in the model's own code.
+        consumers: where the masked reference acts.
+        attributes: the value of every integer attribute that a rule uses.
+        batch: samples in the example input.
+        ops: number of traced operations.
+    """
+
+    axes: tuple[Axis, ...]
+    offsets: dict[str, int]
+    units: int
+    parameters: dict[str, tuple[int, ...]]
+    buffers: dict[str, tuple[int, ...]]
+    work: tuple[tuple[str, int, tuple[int, ...]], ...]
+    rules: tuple[Rule, ...]
+    consumers: tuple[Consumer, ...]
+    attributes: dict[Attr, int]
+    batch: int
+    ops: int
+
+
+class _Table:
+    """Collects distinct axes, in final unit numbers."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._number = np.zeros(flow.axes.count, dtype=np.int64)
+        self._seen: dict[tuple[int, int, bytes], int] = {}
+        self._by_id: dict[int, int] = {}
+        self._kept: list[Axis] = []
+        self.axes: list[Axis] = []
+
+    def renumber(self, number: NDArray[np.int64]) -> None:
+        """Switch from atoms to unit numbers; what has no unit becomes 0."""
+        self._number = number
+
+    def add(self, axis: Axis) -> int:
+        """Return the number of ``axis`` in the table."""
+        known = self._by_id.get(id(axis))
+        if known is not None:
+            return known
+        canon = self._number[self._flow.axes.canon(axis)]
+        canon = canon[:, canon.any(axis=0)]
+        key = (*canon.shape, canon.tobytes())
+        found = self._seen.setdefault((key[0], key[1], key[2]), len(self.axes))
+        if found == len(self.axes):
+            self.axes.append(canon)
+        self._by_id[id(axis)] = found
+        self._kept.append(axis)
+        return found
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the analysis of one program gives."""
+
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+    layout: Layout
+    notes: tuple[str, ...]
+
+
+def analyse(flow: Flow, model: nn.Module) -> Analysis:
+    """Partition the free atoms into groups and lay everything out for plans.
+
+    Atoms belong to one group when they occur in the same columns of the same
+    dimensions of the same tensors.
+    """
+    program = flow.program
+    named = [
+        (key, info) for key, info in enumerate(program.tensors) if info.kind in _NAMED and info.name
+    ]
+    canon: dict[tuple[str, int], Axis] = {}
+    for key, info in named:
+        for dim, axis in enumerate(flow.dims(Ref(key))):
+            canon[info.name, dim] = flow.axes.canon(axis)
+    rules = _useful_rules(flow)
+    occurrences = [*canon.values(), *(flow.axes.canon(axis) for _, axis, _, _ in rules)]
+    atoms, labels = _partition(occurrences, flow.axes.count)
+    kinds = _kinds(flow)
+    groups, number = _make_groups(flow, canon, atoms, labels, kinds)
+
+    table = _Table(flow)
+    table.renumber(number)
+    layout = Layout(
+        axes=(),
+        offsets={g.name: offset for g, offset in groups},
+        units=int(number.max(initial=0)),
+        parameters={
+            info.name: tuple(table.add(a) for a in flow.dims(Ref(key)))
+            for key, info in named
+            if info.kind == "parameter"
+        },
+        buffers={
+            info.name: tuple(table.add(a) for a in flow.dims(Ref(key)))
+            for key, info in named
+            if info.kind == "buffer"
+        },
+        work=tuple(
+            (program.nodes[w.node].module, w.factor, tuple(table.add(a) for a in w.axes))
+            for w in flow.work
+        ),
+        rules=tuple(
+            Rule(expr, table.add(axis), {d: table.add(a) for d, a in dims.items()}, where)
+            for expr, axis, dims, where in rules
+        ),
+        consumers=tuple(
+            Consumer(r.op, r.ordinal, r.arg, r.dim, table.add(r.axis), r.how, r.parameter)
+            for r in flow.reads
+            if flow.axes.canon(r.axis).shape[1]
+        ),
+        attributes={
+            leaf: program.attributes[str(leaf)]
+            for expr, _, _, _ in rules
+            for leaf in leaves(expr)
+            if isinstance(leaf, Attr)
+        },
+        batch=max(1, program.batch),
+        ops=len(program.nodes),
+    )
+    object.__setattr__(layout, "axes", tuple(table.axes))
+    return Analysis(
+        groups=tuple(group for group, _ in groups),
+        pinned=_find_pinned(flow, canon, named),
+        layout=layout,
+        notes=tuple(program.notes),
+    )
+
+
+_NAMED = ("parameter", "buffer")
+
+
+def _useful_rules(flow: Flow) -> list[tuple[Expr, Axis, dict[Dim, Axis], str]]:
+    """Drop requirements that hold whatever is cut, and repeats."""
+    kept, seen = [], set()
+    for requirement in flow.requirements:
+        axis = flow.axes.canon(requirement.axis)
+        dims: dict[Dim, Axis] = {}
+        for leaf in leaves(requirement.expr):
+            if isinstance(leaf, Dim):
+                dims[leaf] = flow.dims(Ref(leaf.tensor))[leaf.dim]
+        free = axis.shape[1] > 0 or any(flow.axes.canon(a).shape[1] for a in dims.values())
+        attrs = any(isinstance(leaf, Attr) for leaf in leaves(requirement.expr))
+        if not free and not attrs:
+            continue
+        if isinstance(requirement.expr, Dim):
+            other = flow.axes.canon(dims[requirement.expr])
+            if other.shape == axis.shape and np.array_equal(other, axis):
+                continue
+        key = (requirement.expr, axis.tobytes())
+        if key not in seen:
+            seen.add(key)
+            kept.append((requirement.expr, requirement.axis, dims, requirement.where))
+    return kept
+
+
+def _partition(
+    occurrences: Sequence[Axis], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the atoms that occur and a label each: equal where they occur alike."""
+    marks = np.zeros((2, count), dtype=np.uint64)
+    draw = np.random.default_rng(0)
+    present = np.zeros(count, dtype=bool)
+    for axis in occurrences:
+        for column in axis.T:
+            atoms = np.unique(column)
+            atoms = atoms[atoms > 0]
+            present[atoms] = True
+            marks[:, atoms] += draw.integers(0, 2**63, size=(2, 1), dtype=np.uint64)
+    atoms = np.flatnonzero(present)
+    _, labels = np.unique(marks[:, atoms], axis=1, return_inverse=True)
+    return atoms, labels.reshape(-1)
+
+
+def _kinds(flow: Flow) -> Callable[[NDArray[np.int64]], str | None]:
+    """Return a function that tells the attention role of a set of atoms, if any."""
+    marked: dict[str, NDArray[np.int64]] = {}
+    for role in ("head", "head_dim"):
+        found = [flow.axes.canon(axis) for name, axis in flow.roles if name == role]
+        marked[role] = (
+            np.unique(np.concatenate([a.reshape(-1) for a in found]))
+            if found
+            else np.zeros(0, dtype=np.int64)
+        )
+
+    def kind(atoms: NDArray[np.int64]) -> str | None:
+        for role in ("head", "head_dim"):
+            if np.isin(atoms, marked[role]).all():
+                return role
+        return None
+
+    return kind
+
+
+def _make_groups(
+    flow: Flow,
+    canon: dict[tuple[str, int], Axis],
+    atoms: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    kinds: Callable[[NDArray[np.int64]], str | None],
+) -> tuple[list[tuple[Group, int]], NDArray[np.int64]]:
+    """Build the groups in the order of the parameters, and number their units."""
+    label_of = np.full(flow.axes.count, -1, dtype=np.int64)
+    label_of[atoms] = labels
+    places: dict[int, list[tuple[str, int, int]]] = {}
+    order: dict[int, list[int]] = {}
+    for (name, dim), axis in canon.items():
+        for column in range(axis.shape[1]):
+            values = axis[:, column]
+            present = np.unique(label_of[values[values > 0]])
+            for label in present[present >= 0].tolist():
+                places.setdefault(label, []).append((name, dim, column))
+                if label not in order:
+                    mine = values[(values > 0) & (label_of[values] == label)]
+                    _, first = np.unique(mine, return_index=True)
+                    order[label] = mine[np.sort(first)].tolist()
+    number = np.zeros(flow.axes.count, dtype=np.int64)
+    groups: list[tuple[Group, int]] = []
+    names: set[str] = set()
+    ranks = {name: len([k for k in canon if k[0] == name]) for name, _ in canon}
+    for label, units in order.items():
+        if len(units) < 2:
+            continue
+        index = np.full(flow.axes.count, -1, dtype=np.int64)
+        index[units] = np.arange(len(units))
+        offset = int(number.max(initial=0)) + 1
+        number[units] = np.arange(offset, offset + len(units))
+        slots = []
+        for name, dim, column in places[label]:
+            values = canon[name, dim][:, column]
+            slots.append(Slot(name, dim, np.where(values > 0, index[values], -1)))
+        role = kinds(np.asarray(units))
+        base = _base_name(slots, ranks) + (f":{role}" if role else "")
+        name, n = base, 2
+        while name in names:
+            name, n = f"{base}#{n}", n + 1
+        names.add(name)
+        groups.append(
+            (Group(name, len(units), role or _plain_kind(slots, ranks), tuple(slots)), offset)
+        )
+    return groups, number
+
+
+def _base_name(slots: Sequence[Slot], ranks: Mapping[str, int]) -> str:
+    """Name a group after the first layer that produces it."""
+    first = next((s for s in slots if s.dim == 0 and ranks[s.name] > 1), slots[0])
+    return first.name.rpartition(".")[0] or first.name
+
+
+def _plain_kind(slots: Sequence[Slot], ranks: Mapping[str, int]) -> str:
+    return "channel" if any(ranks[slot.name] > 2 for slot in slots) else "neuron"
+
+
+def _find_pinned(
+    flow: Flow, canon: dict[tuple[str, int], Axis], named: Sequence[tuple[int, object]]
+) -> tuple[Pinned, ...]:
+    """List the dimensions of parameters with positions that cannot be cut."""
+    found = []
+    for key, _ in named:
+        info = flow.program.tensors[key]
+        if info.kind != "parameter":
+            continue
+        for dim, axis in enumerate(flow.dims(Ref(key))):
+            size = len(axis)
+            stuck = size - int((canon[info.name, dim] > 0).any(axis=1).sum())
+            if size < 2 or not stuck:
+                continue
+            reasons = flow.axes.reasons(axis)
+            reason = next(iter(reasons), "no operation lets it go")
+            if not reason.endswith("the kernel's extent"):
+                found.append(Pinned(info.name, dim, reason, stuck, size))
+    return tuple(found)

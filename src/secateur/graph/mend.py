@@ -1,0 +1,128 @@
+"""Sizes in the model's own code: solve attributes, keep equations, mend plans.
+
+A pure attribute (``num_heads`` used as a size) takes the size that the cut
+needs. Any other expression is an equation that a plan must satisfy; where one
+does not hold, the fewest units are given back, highest scores first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.graph.cost import Sizes, alive_units
+from secateur.graph.groups import Group, Layout, Removed, Rule
+from secateur.graph.sizes import Attr, evaluate, leaves
+
+
+@dataclass(frozen=True)
+class Mended:
+    """Units that may go, what was given back by group, and the new attribute values."""
+
+    removed: dict[str, tuple[int, ...]]
+    given_back: dict[str, int]
+    attributes: dict[str, int]
+
+
+def solve(layout: Layout, sizes: Sizes) -> tuple[dict[Attr, int], list[Rule]]:
+    """Return the value of every attribute, and the rules that do not hold with them."""
+    values = dict(layout.attributes)
+    needed: dict[Attr, set[int]] = {}
+    for rule in layout.rules:
+        if isinstance(rule.expr, Attr):
+            needed.setdefault(rule.expr, set()).add(sizes[rule.axis])
+    for attr, wanted in needed.items():
+        values[attr] = min(wanted)
+    for rule in layout.rules:
+        unknown = {v for v in leaves(rule.expr) if isinstance(v, Attr) and v not in needed}
+        if len(unknown) == 1 and not _holds(rule, sizes, values):
+            _search(layout, sizes, values, unknown.pop())
+    return values, [rule for rule in layout.rules if not _holds(rule, sizes, values)]
+
+
+def _holds(rule: Rule, sizes: Sizes, values: Mapping[Attr, int]) -> bool:
+    result = evaluate(rule.expr, lambda dim: sizes[rule.dims[dim]], values)
+    return result == sizes[rule.axis]
+
+
+def _search(layout: Layout, sizes: Sizes, values: dict[Attr, int], attr: Attr) -> None:
+    """Give an attribute that only occurs in expressions a value that satisfies all of them."""
+    using = [rule for rule in layout.rules if attr in leaves(rule.expr)]
+    before = values[attr]
+    for candidate in range(before, 0, -1):
+        values[attr] = candidate
+        if all(_holds(rule, sizes, values) for rule in using):
+            return
+    values[attr] = before
+
+
+def mend(layout: Layout, groups: Sequence[Group], removed: Removed) -> Mended:
+    """Give units back until every size in the model's code is right.
+
+    Args:
+        layout: of the graph.
+        groups: of the graph.
+        removed: units to remove by group, the least important first; units are
+            given back from the end.
+    """
+    current = {name: list(dict.fromkeys(units)) for name, units in removed.items() if len(units)}
+    values: dict[Attr, int] = {}
+    while True:
+        sizes = Sizes(layout, alive_units(layout, current))
+        values, broken = solve(layout, sizes)
+        if not broken:
+            break
+        _repair(layout, groups, current, broken[0])
+    given_back = {
+        name: len(set(units)) - len(current.get(name, ()))
+        for name, units in removed.items()
+        if len(set(units)) > len(current.get(name, ()))
+    }
+    changed = {str(a): v for a, v in values.items() if v != layout.attributes[a]}
+    kept = {name: tuple(units) for name, units in current.items() if units}
+    return Mended(kept, given_back, changed)
+
+
+def _repair(
+    layout: Layout, groups: Sequence[Group], current: dict[str, list[int]], rule: Rule
+) -> None:
+    """Give back the fewest units of one group that settle ``rule``, else one of each."""
+    involved = _involved(layout, groups, rule)
+    cut = [name for name in involved if current.get(name)]
+    if not cut:
+        cut = [name for name, units in current.items() if units]
+    best: tuple[int, str] | None = None
+    for name in cut:
+        units = current[name]
+        limit = len(units) if best is None else min(len(units), best[0] - 1)
+        for back in range(1, limit + 1):
+            trial = {**current, name: units[: len(units) - back]}
+            sizes = Sizes(layout, alive_units(layout, trial))
+            values, broken = solve(layout, sizes)
+            if rule not in broken:
+                best = (back, name)
+                break
+    if best is None:
+        for name in cut:
+            current[name].pop()
+    else:
+        back, name = best
+        del current[name][len(current[name]) - back :]
+
+
+def _involved(layout: Layout, groups: Sequence[Group], rule: Rule) -> list[str]:
+    """Return the groups that have units in the axes of ``rule`` or of its attributes' rules."""
+    attrs = {leaf for leaf in leaves(rule.expr) if isinstance(leaf, Attr)}
+    numbers: set[int] = set()
+    for other in layout.rules:
+        if other is rule or attrs & set(leaves(other.expr)):
+            for axis in (other.axis, *other.dims.values()):
+                numbers |= set(np.unique(layout.axes[axis]).tolist())
+    return [
+        group.name
+        for group in groups
+        if any(layout.offsets[group.name] <= n < layout.offsets[group.name] + group.size
+               for n in numbers)
+    ]  # fmt: skip

@@ -1,0 +1,111 @@
+"""What a trace leaves: the operations of one forward pass, as plain records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor inside a node's arguments: its number in ``Program.tensors``."""
+
+    key: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """The torch function that the model's own code called.
+
+    Its arguments hold :class:`~secateur.graph.sizes.Sized` integers where the
+    model passed such, and a :class:`Ref` for every tensor.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Node:
+    """One ATen operation.
+
+    Attributes:
+        op: name without the overload, such as ``aten.convolution``.
+        overload: the overload's name, such as ``default``.
+        args: positional arguments, tensors as :class:`Ref`.
+        kwargs: keyword arguments, likewise.
+        outs: numbers of the tensors that it returned (-1 for what is no tensor).
+        call: what the model's code called, None where it cannot be known.
+        module: path of the module whose forward ran it.
+        ordinal: how many operations of the same name ran before it.
+        pointwise: whether PyTorch tags the operation as element by element.
+    """
+
+    op: str
+    overload: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outs: tuple[int, ...]
+    call: Call | None
+    module: str
+    ordinal: int
+    pointwise: bool
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A traced tensor: ``kind`` is input, parameter, buffer, constant or value."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: str
+    name: str = ""
+
+
+@dataclass
+class Program:
+    """The operations of one eval-mode forward pass, in order."""
+
+    nodes: list[Node] = field(default_factory=list)
+    tensors: list[TensorInfo] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    attributes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    batch: int = 1
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Return the shape of the tensor that ``ref`` names."""
+        return self.tensors[ref.key].shape
+
+
+def tensor_leaves(value: Any) -> list[Tensor]:
+    """Return every tensor inside nested containers and dataclasses, in order.
+
+    A container that contains itself is entered once.
+    """
+    found: list[Tensor] = []
+    seen: set[int] = set()
+
+    def visit(item: Any) -> None:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif item is None or isinstance(item, (str, bytes, int, float)) or id(item) in seen:
+            return
+        else:
+            seen.add(id(item))
+            if isinstance(item, dict):
+                for part in item.values():
+                    visit(part)
+            elif isinstance(item, (list, tuple, set, frozenset)):
+                for part in item:
+                    visit(part)
+            elif hasattr(item, "__dict__") and not isinstance(item, (type, torch.nn.Module)):
+                for part in vars(item).values():
+                    visit(part)
+
+    visit(value)
+    return found

@@ -1,0 +1,384 @@
+"""Op rules that compute: pointwise, contractions, norms, pooling, reductions."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from secateur.graph.axes import Axis, fixed, merge
+from secateur.graph.flow import Flow, refs_of, rule
+from secateur.graph.program import Node, Ref
+
+
+@rule("add", "add_", "sub_", "mul_", "div_", "copy_", "masked_fill", "masked_fill_", "where",
+      "relu_", "relu", "hardtanh", "hardtanh_", "leaky_relu_", "elu_", "silu_", "hardswish_",
+      "hardsigmoid_", "sigmoid_", "tanh_", "clamp_", "clamp_min_", "mish_", "gelu_", "rsub",
+      "celu_", "selu_", "threshold_", "exp_", "neg_", "sqrt_", "pow_", "addcmul", "lerp",
+      "logical_not", "bitwise_not", "isnan", "native_dropout_backward", "rrelu_with_noise",
+      "log_sigmoid_forward", "maximum", "minimum", "_safe_where", "complex",
+      "fake_quantize_per_tensor_affine", "nan_to_num", "logit",
+      "eq", "ne", "lt", "gt", "le", "ge", "_assert_tensor_metadata")  # fmt: skip
+def pointwise(flow: Flow, node: Node) -> None:
+    """Element by element with broadcasting: aligned axes are one axis."""
+    refs = [ref for ref in refs_of(node) if flow.shape(ref)]
+    for index, key in enumerate(node.outs):
+        if key < 0:
+            continue
+        shape = flow.out_shape(node, index)
+        out: list[Axis] = []
+        for d, size in enumerate(shape):
+            place = d - len(shape)
+            axes = [
+                flow.dims(ref)[place]
+                for ref in refs
+                if len(flow.shape(ref)) >= -place and flow.shape(ref)[place] == size
+            ]
+            for other in axes[1:]:
+                flow.unify(node, axes[0], other)
+            out.append(axes[0] if axes and size != 1 else fixed(size))
+        flow.set(node, out, index)
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(flow: Flow, node: Node) -> None:
+    """One slope a channel, or one for all."""
+    dims = flow.dims(node.args[0])
+    slope = flow.dims(node.args[1])
+    if slope and len(slope[0]) > 1 and len(slope) == 1:
+        flow.unify(node, dims[min(1, len(dims) - 1)], slope[0])
+        flow.set(node, dims)
+    else:
+        pointwise(flow, node)
+
+
+@rule("convolution", "convolution_overrideable", "_convolution", "mkldnn_convolution")
+def convolution(flow: Flow, node: Node) -> None:
+    """Contract the input channels of each group of channels; spatial dimensions stay.
+
+    Grouped, C = G x C/G on both sides: the groups are one axis, the channels within a
+    group another, which all groups share. A depthwise convolution contracts nothing.
+    """
+    x, weight, bias = node.args[:3]
+    transposed, groups = node.args[6], node.args[8]
+    dims, w = list(flow.dims(x)), flow.dims(weight)
+    batched = len(dims) == len(w)
+    channel = dims[1 if batched else 0]
+    flow.pin(node, dims[2 if batched else 1 :], "a convolution slides over it")
+    flow.pin(node, w[2:], "the kernel's extent")
+    taps = math.prod(flow.shape(weight)[2:])
+    if groups == 1:
+        inner, outer = (0, 1) if transposed else (1, 0)
+        flow.unify(node, channel, w[inner])
+        flow.consume(node, (0, 1 if batched else 0), (1, inner), channel)
+        contracted, out_axis = w[inner], w[outer]
+    else:
+        contracted, out_axis = _grouped(flow, node, channel, w, int(groups), bool(transposed))
+    if bias is not None:
+        flow.unify(node, out_axis, flow.dims(bias)[0])
+    shape = flow.out_shape(node)
+    start = 2 if batched else 1
+    spatial = [flow.pinned(n, "a spatial dimension") for n in shape[start:]]
+    flow.set(node, [*([dims[0]] if batched else []), out_axis, *spatial])
+    area = math.prod(flow.shape(x)[start:] if transposed else shape[start:])
+    lead = [dims[0]] if batched else []
+    flow.count(taps * area, [*lead, out_axis, contracted])
+
+
+def _grouped(
+    flow: Flow, node: Node, channel: Axis, w: list[Axis], groups: int, transposed: bool
+) -> tuple[Axis, Axis]:
+    where = flow.where(node)
+    g_in, within = flow.axes.split(channel, [groups, len(channel) // groups], where)
+    g_w, rest = flow.axes.split(w[0], [groups, len(w[0]) // groups], where)
+    flow.unify(node, g_in, g_w)
+    stated = node.call and node.call.kwargs.get("groups", _positional_groups(node))
+    flow.require(node, g_in, groups if stated is None else stated)
+    if transposed:
+        flow.unify(node, within, rest)
+        flow.consume(node, (0, 1), (1, 0), channel)
+        return within, merge([g_in, w[1]])
+    flow.unify(node, within, w[1])
+    if len(w[1]) > 1:
+        flow.consume(node, (0, 1), (1, 1), channel)
+    return w[1], w[0]
+
+
+def _positional_groups(node: Node) -> int | None:
+    call = node.call
+    if call is None or not call.name.startswith("conv"):
+        return None
+    place = 7 if "transpose" in call.name else 6
+    if call.name.startswith("conv_transpose"):
+        place = 6
+        order = ["stride", "padding", "output_padding", "groups"]
+        place = 3 + order.index("groups")
+    return call.args[place] if len(call.args) > place else None
+
+
+@rule("mm", "bmm", "mv", "dot", "vdot")
+def product(flow: Flow, node: Node) -> None:
+    """Contract the last axis of the left with the second last (or only) of the right."""
+    left, right = flow.dims(node.args[0]), flow.dims(node.args[1])
+    batch = len(left) - 2 if node.op == "aten.bmm" else 0
+    for a, b in zip(left[:batch], right[:batch], strict=False):
+        flow.unify(node, a, b)
+    place = batch if len(right) > 1 else 0
+    flow.contract(node, (0, len(left) - 1), (1, place))
+    rest = [axis for d, axis in enumerate(right) if d > place]
+    out = [*left[:-1], *rest]
+    flow.set(node, out)
+    flow.count(1, [*left, *rest])
+    if batch:
+        flow.roles.append(("head", left[0]))
+        flow.roles.append(("head_dim", left[-1]))
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm_")
+def add_product(flow: Flow, node: Node) -> None:
+    """A product plus a broadcast addend."""
+    left, right = flow.dims(node.args[1]), flow.dims(node.args[2])
+    batch = len(left) - 2
+    for a, b in zip(left[:batch], right[:batch], strict=True):
+        flow.unify(node, a, b)
+    place = batch if len(right) > 1 else 0
+    flow.contract(node, (1, len(left) - 1), (2, place))
+    rest = [axis for d, axis in enumerate(right) if d > place]
+    out = [*left[:-1], *rest]
+    addend = flow.dims(node.args[0])
+    for a, b in zip(reversed(addend), reversed(out), strict=False):
+        if len(a) == len(b):
+            flow.unify(node, a, b)
+    flow.set(node, out)
+    flow.count(1, [*left, *rest])
+
+
+@rule("_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit",
+      "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm", "_batch_norm_no_update")  # fmt: skip
+def batch_norm(flow: Flow, node: Node) -> None:
+    """One statistic a channel: the channel axis passes."""
+    dims = flow.dims(node.args[0])
+    for ref in node.args[1:5]:
+        if isinstance(ref, Ref):
+            flow.unify(node, dims[1], flow.dims(ref)[0])
+    flow.set(node, dims)
+
+
+@rule("native_group_norm")
+def group_norm(flow: Flow, node: Node) -> None:
+    """C = G x C/G: normalised over the channels within a group and all positions."""
+    x, weight, bias = node.args[:3]
+    groups = node.args[6]
+    dims = flow.dims(x)
+    g, within = flow.axes.split(dims[1], [groups, len(dims[1]) // groups], flow.where(node))
+    for ref in (weight, bias):
+        if isinstance(ref, Ref):
+            flow.unify(node, dims[1], flow.dims(ref)[0])
+    call = node.call
+    stated = groups
+    if call is not None and call.name == "group_norm" and len(call.args) > 1:
+        stated = call.args[1]
+    flow.require(node, g, stated)
+    if flow.axes.canon(within).shape[1]:
+        flow.read(node, 0, 1, dims[1], "gather")
+    flow.set(node, dims)
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(flow: Flow, node: Node) -> None:
+    """Normalised over the last dimensions, whose sizes the code states."""
+    x, shape = node.args[0], node.args[1]
+    dims = flow.dims(x)
+    call = node.call
+    stated = shape
+    if call is not None and call.name in ("layer_norm", "rms_norm") and len(call.args) > 1:
+        stated = call.args[1]
+    elif call is not None and "normalized_shape" in call.kwargs:
+        stated = call.kwargs["normalized_shape"]
+    for k in range(len(shape)):
+        place = len(dims) - len(shape) + k
+        for ref in node.args[2:4]:
+            if isinstance(ref, Ref):
+                flow.unify(node, dims[place], flow.dims(ref)[k])
+        flow.require(node, dims[place], stated[k])
+        flow.read(node, 0, place, dims[place], "gather")
+    flow.set(node, dims)
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d",
+      "avg_pool1d", "max_pool2d", "max_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+      "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
+      "adaptive_max_pool3d", "fractional_max_pool2d", "reflection_pad1d", "reflection_pad2d",
+      "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+      "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+      "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d",
+      "max_unpool2d")  # fmt: skip
+def spatial(flow: Flow, node: Node) -> None:
+    """Pooling, resizing and padding act on the last dimensions; the others pass."""
+    found = re.search(r"([123])d", node.op)
+    rank = int(found.group(1)) if found else 2
+    dims = flow.dims(node.args[0])
+    flow.pin(node, dims[-rank:], "a spatial operation acts on it")
+    for index, key in enumerate(node.outs):
+        if key >= 0:
+            sizes = flow.out_shape(node, index)[-rank:]
+            spatial_dims = [flow.pinned(n, "a spatial dimension") for n in sizes]
+            flow.set(node, [*dims[:-rank], *spatial_dims], index)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(flow: Flow, node: Node) -> None:
+    """C x r x r channels become C channels of r x r positions: r is fixed."""
+    dims, r = flow.dims(node.args[0]), int(node.args[1])
+    channel, *fine = flow.axes.split(dims[-3], [len(dims[-3]) // (r * r), r, r], flow.where(node))
+    flow.pin(node, [*fine, *dims[-2:]], "positions of a pixel shuffle")
+    shape = flow.out_shape(node)
+    flow.set(node, [*dims[:-3], channel, *(flow.pinned(n, "space") for n in shape[-2:])])
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(flow: Flow, node: Node) -> None:
+    """Space becomes channels: each channel becomes r x r."""
+    dims, r = flow.dims(node.args[0]), int(node.args[1])
+    flow.pin(node, dims[-2:], "positions of a pixel shuffle")
+    shape = flow.out_shape(node)
+    channel = merge([dims[-3], fixed(r * r)])
+    flow.set(node, [*dims[:-3], channel, *(flow.pinned(n, "space") for n in shape[-2:])])
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(flow: Flow, node: Node) -> None:
+    """G x C/G channels become C/G x G; G is fixed."""
+    dims, groups = list(flow.dims(node.args[0])), int(node.args[1])
+    parts = flow.axes.split(dims[1], [groups, len(dims[1]) // groups], flow.where(node))
+    flow.pin(node, parts[:1], "the groups of a channel shuffle")
+    dims[1] = merge([parts[1], parts[0]])
+    flow.set(node, dims)
+
+
+@rule("glu")
+def glu(flow: Flow, node: Node) -> None:
+    """The first half times the sigmoid of the second: the halves are one axis."""
+    dims = list(flow.dims(node.args[0]))
+    dim = (node.args[1] if len(node.args) > 1 else -1) % len(dims)
+    half = len(dims[dim]) // 2
+    flow.unify(node, dims[dim][:half], dims[dim][half:])
+    dims[dim] = dims[dim][:half]
+    flow.set(node, dims)
+
+
+@rule("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "prod", "logsumexp",
+      "linalg_vector_norm", "norm", "any", "all", "nansum", "max", "min", "median")  # fmt: skip
+def reduction(flow: Flow, node: Node) -> None:
+    """The reduced dimensions end here: over the kept positions where they are cut."""
+    dims = flow.dims(node.args[0])
+    if node.op in ("aten.max", "aten.min") and len(node.args) > 1:
+        if isinstance(node.args[1], Ref):
+            pointwise(flow, node)
+        else:
+            _indexed(flow, node, int(node.args[1]))
+        return
+    given = next((a for a in node.args[1:] if isinstance(a, tuple)), None)
+    if given is None:
+        numbers = [a for a in node.args[1:] if isinstance(a, int) and not isinstance(a, bool)]
+        named = node.kwargs.get("dim")
+        given = named if isinstance(named, tuple) else (named,) if named is not None else None
+        if given is None and node.overload == "dim" and numbers:
+            given = (numbers[0],)
+    reduced = {d % len(dims) for d in given} if given else set(range(len(dims)))
+    for d in sorted(reduced):
+        flow.read(node, 0, d, dims[d], "gather")
+    shape = flow.out_shape(node)
+    if len(shape) == len(dims):
+        out = [fixed(1) if d in reduced else axis for d, axis in enumerate(dims)]
+    else:
+        out = [axis for d, axis in enumerate(dims) if d not in reduced]
+    for index in range(len(node.outs)):
+        flow.set(node, out, index)
+
+
+def _indexed(flow: Flow, node: Node, dim: int) -> None:
+    """Operations that return positions pin the dimension that they look along."""
+    dims = flow.dims(node.args[0])
+    dim %= max(1, len(dims))
+    flow.pin(node, dims[dim : dim + 1], "positions along it are returned")
+    for index, key in enumerate(node.outs):
+        if key < 0:
+            continue
+        shape = flow.out_shape(node, index)
+        if len(shape) == len(dims):
+            out = [axis if d != dim else fixed(shape[d]) for d, axis in enumerate(dims)]
+        else:
+            out = [axis for d, axis in enumerate(dims) if d != dim]
+        flow.set(node, out, index)
+
+
+@rule("topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "cumsum", "cumprod",
+      "logcumsumexp", "cummax")  # fmt: skip
+def along(flow: Flow, node: Node) -> None:
+    """The order of the positions along one dimension matters: it is pinned."""
+    if node.op == "aten.topk":
+        dim = node.args[2] if len(node.args) > 2 else -1
+    elif node.op in ("aten.argmax", "aten.argmin") and len(node.args) < 2:
+        flow.give_up(node, "it returns a position")
+        return
+    else:
+        dim = next((a for a in node.args[1:] if type(a) is int), -1)
+    _indexed(flow, node, int(dim))
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def softmax(flow: Flow, node: Node) -> None:
+    """Normalised over one dimension: over the kept positions where it is cut."""
+    dims = flow.dims(node.args[0])
+    dim = int(node.args[1]) % max(1, len(dims))
+    flow.read(node, 0, dim, dims[dim], "gather")
+    flow.set(node, dims)
+
+
+@rule("embedding")
+def embedding(flow: Flow, node: Node) -> None:
+    """Rows are looked up by number: the rows stay, the columns pass."""
+    weight = flow.dims(node.args[0])
+    flow.pin(node, weight[:1], "rows are looked up by number")
+    flow.set(node, [*flow.dims(node.args[1]), weight[1]])
+
+
+@rule("index")
+def index(flow: Flow, node: Node) -> None:
+    """Indexed dimensions are pinned; the rest pass, the new ones come where NumPy puts them."""
+    dims, indices = flow.dims(node.args[0]), node.args[1]
+    used = [d for d, ref in enumerate(indices) if isinstance(ref, Ref)]
+    flow.pin(node, [dims[d] for d in used], "positions are looked up by number")
+    shape = flow.out_shape(node)
+    rest = [d for d in range(len(dims)) if d not in used]
+    new = len(shape) - len(rest)
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    at = used[0] if adjacent else 0
+    before = [dims[d] for d in rest if d < at]
+    after = [dims[d] for d in rest if d >= at]
+    middle = [
+        flow.pinned(n, f"{flow.where(node)}: looked up by number")
+        for n in shape[len(before) : len(before) + new]
+    ]
+    for ref in indices:
+        if isinstance(ref, Ref):
+            flow.pin(node, flow.dims(ref), "it holds positions")
+    flow.set(node, [*before, *middle, *after])
+
+
+@rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty",
+      "new_full", "empty_strided", "new_empty_strided")  # fmt: skip
+def create(flow: Flow, node: Node) -> None:
+    """A new tensor: every size is what the code states."""
+    call, shape = node.call, flow.out_shape(node)
+    sizes: tuple[object, ...] = tuple(shape)
+    if call is not None:
+        given = call.args[1:] if call.name.startswith("new_") else call.args
+        found = given[0] if given and isinstance(given[0], tuple) else given
+        named = call.kwargs.get("size")
+        found = named if isinstance(named, tuple) else found
+        if len(found) >= len(shape) and all(isinstance(v, int) for v in found[: len(shape)]):
+            sizes = tuple(found[: len(shape)])
+    flow.set(node, [flow.sized(node, n, s) for n, s in zip(shape, sizes, strict=True)])

@@ -1,0 +1,459 @@
+"""Op rules that move positions without changing values: views, slices, joins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from secateur.graph.axes import Axis, fixed, merge, stack
+from secateur.graph.flow import Flow, rule
+from secateur.graph.program import Node, Ref
+from secateur.graph.sizes import ceil_div, expr_of
+
+# Functions whose inner views follow from the shapes of their tensors alone.
+_SHAPED_BY_TENSORS = frozenset(
+    [
+        "flatten",
+        "ravel",
+        "squeeze",
+        "unsqueeze",
+        "linear",
+        "bilinear",
+        "matmul",
+        "__matmul__",
+        "__rmatmul__",
+        "bmm",
+        "mm",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "tensordot",
+        "dot",
+        "mv",
+        "outer",
+        "stack",
+        "cat",
+        "concat",
+        "hstack",
+        "vstack",
+        "dstack",
+        "scaled_dot_product_attention",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "instance_norm",
+        "batch_norm",
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "view_as",
+        "reshape_as",
+        "expand_as",
+        "broadcast_tensors",
+        "broadcast_to",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool1d",
+        "avg_pool1d",
+        "max_pool1d",
+        "interpolate",
+        "__getitem__",
+        "__setitem__",
+        "softmax",
+        "mean",
+        "sum",
+        "movedim",
+        "moveaxis",
+        "transpose",
+        "permute",
+        "lstm",
+        "gru",
+        "rnn_tanh",
+        "rnn_relu",
+        "lstm_cell",
+        "gru_cell",
+        "cosine_similarity",
+        "normalize",
+        "norm",
+        "where",
+    ]
+)
+
+
+def spread(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return sizes given either one by one or as one sequence."""
+    if len(args) == 1 and isinstance(args[0], tuple):
+        return args[0]
+    return tuple(args)
+
+
+def stated_sizes(node: Node, shape: Sequence[int]) -> list[Any]:
+    """Return what the model's code says of each output size; None where it says nothing."""
+    call = node.call
+    if call is None:
+        return list(shape)
+    if call.name in ("view", "reshape", "_unsafe_view"):
+        given = call.args[1:] or tuple(call.kwargs.values())
+        sizes = spread(given)
+        if len(sizes) == len(shape) and all(isinstance(s, int) for s in sizes):
+            return [None if s < 0 else s for s in sizes]
+        return list(shape)
+    if call.name == "unflatten":
+        return _unflatten_sizes(call.args, call.kwargs, len(shape))
+    if call.name in _SHAPED_BY_TENSORS:
+        return [None] * len(shape)
+    return list(shape)
+
+
+def _unflatten_sizes(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int) -> list[Any]:
+    dim = int(kwargs.get("dim", args[1] if len(args) > 1 else 0))
+    sizes = spread([kwargs["sizes"]] if "sizes" in kwargs else args[2:])
+    start = dim % (rank - len(sizes) + 1)
+    inner: list[Any] = [None if s < 0 else s for s in sizes]
+    return [None] * start + inner + [None] * (rank - start - len(inner))
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+def view(flow: Flow, node: Node) -> None:
+    """Group the dimensions into blocks of equal product; merge and split each."""
+    source = node.args[0]
+    if node.overload == "dtype":
+        flow.give_up(node, "it reads the bytes as another type")
+        return
+    shape, target = flow.shape(source), flow.out_shape(node)
+    if 0 in shape:
+        flow.give_up(node, "the tensor is empty")
+        return
+    dims = flow.dims(source)
+    out: list[Axis] = [fixed(1)] * len(target)
+    kept: list[tuple[int, int]] = []
+    i = j = 0
+    while i < len(shape) or j < len(target):
+        ins, outs = [i] if i < len(shape) else [], [j] if j < len(target) else []
+        left = shape[i] if ins else 1
+        right = target[j] if outs else 1
+        while left != right:
+            if left < right:
+                i += 1
+                ins.append(i)
+                left *= shape[i]
+            else:
+                j += 1
+                outs.append(j)
+                right *= target[j]
+        i, j = i + 1, j + 1
+        big = [d for d in outs if target[d] > 1]
+        sources = [d for d in ins if shape[d] > 1]
+        if len(big) == 1 and len(sources) == 1:
+            out[big[0]] = dims[sources[0]]
+            kept.append((big[0], sources[0]))
+        elif big:
+            joined = merge([dims[d] for d in sources])
+            parts = flow.axes.split(joined, [target[d] for d in big], flow.where(node))
+            for d, axis in zip(big, parts, strict=True):
+                out[d] = axis
+    for axis, stated in zip(out, stated_sizes(node, target), strict=True):
+        if stated is not None and len(axis) > 1:
+            flow.require(node, axis, stated)
+    flow.set(node, out)
+
+
+@rule("permute", "permute_copy")
+def permute(flow: Flow, node: Node) -> None:
+    """Reorder the axes."""
+    dims = flow.dims(node.args[0])
+    order = [d % len(dims) for d in node.args[1]]
+    flow.moved(node, node.args[0], order)
+    flow.set(node, [dims[d] for d in order])
+
+
+@rule("transpose", "t", "transpose_copy", "t_copy", "numpy_T", "swapaxes")
+def transpose(flow: Flow, node: Node) -> None:
+    """Swap two axes."""
+    dims = list(flow.dims(node.args[0]))
+    order = list(range(len(dims)))
+    if len(dims) > 1:
+        a, b = (node.args[1], node.args[2]) if len(node.args) > 2 else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    flow.moved(node, node.args[0], order)
+    flow.set(node, [dims[d] for d in order])
+
+
+@rule("unsqueeze", "unsqueeze_copy")
+def unsqueeze(flow: Flow, node: Node) -> None:
+    """Insert a dimension of size one."""
+    dims = list(flow.dims(node.args[0]))
+    dims.insert(node.args[1] % (len(dims) + 1), fixed(1))
+    flow.set(node, dims)
+
+
+@rule("squeeze", "squeeze_copy")
+def squeeze(flow: Flow, node: Node) -> None:
+    """Drop dimensions of size one; a size that a cut could make one stays as it is."""
+    dims = flow.dims(node.args[0])
+    if len(node.args) > 1:
+        which = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        chosen = {d % len(dims) for d in which} if dims else set()
+    else:
+        chosen = set(range(len(dims)))
+    drop = {d for d in chosen if len(dims[d]) == 1}
+    flow.set(node, [axis for d, axis in enumerate(dims) if d not in drop])
+
+
+@rule(
+    "alias", "detach", "clone", "contiguous", "_to_copy", "to", "lift_fresh", "lift_fresh_copy",
+    "lift", "copy", "alias_copy", "detach_", "native_dropout", "dropout", "_conj", "view_as_real_",
+    "bernoulli", "positive", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like",
+    "randn_like", "fill", "fill_", "zero_", "normal_", "uniform_", "bernoulli_",
+    "_pin_memory", "requires_grad_", "resolve_conj", "resolve_neg", "_fused_dropout",
+)  # fmt: skip
+def same(flow: Flow, node: Node) -> None:
+    """Every dimension passes."""
+    dims = flow.dims(node.args[0])
+    if node.op in ("aten.alias", "aten.detach", "aten.clone", "aten._to_copy"):
+        flow.moved(node, node.args[0], range(len(dims)))
+    for index, key in enumerate(node.outs):
+        if key >= 0 and flow.out_shape(node, index) == flow.shape(node.args[0]):
+            flow.set(node, dims, index)
+
+
+@rule("cat", "concat")
+def cat(flow: Flow, node: Node) -> None:
+    """Stack along one dimension, unify along the others."""
+    refs = [r for r in node.args[0] if flow.shape(r) != (0,)]
+    rank = len(flow.shape(refs[0]))
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dim = given % rank
+    first = flow.dims(refs[0])
+    for ref in refs[1:]:
+        for d, axis in enumerate(flow.dims(ref)):
+            if d != dim:
+                flow.unify(node, first[d], axis)
+    out = list(first)
+    out[dim] = stack([flow.dims(ref)[dim] for ref in refs])
+    flow.set(node, out)
+
+
+@rule("stack")
+def stack_new(flow: Flow, node: Node) -> None:
+    """Join along a new dimension, which cannot be cut."""
+    refs = node.args[0]
+    rank = len(flow.shape(refs[0])) + 1
+    dim = (node.args[1] if len(node.args) > 1 else 0) % rank
+    first = flow.dims(refs[0])
+    for ref in refs[1:]:
+        for left, right in zip(first, flow.dims(ref), strict=True):
+            flow.unify(node, left, right)
+    out = list(first)
+    out.insert(dim, flow.pinned(len(refs), f"{flow.where(node)}: joined parts"))
+    flow.set(node, out)
+
+
+@rule("select", "select_copy")
+def select(flow: Flow, node: Node) -> None:
+    """Take one position: its number is fixed, so the dimension is pinned."""
+    dims = list(flow.dims(node.args[0]))
+    dim = node.args[1] % len(dims)
+    flow.pin(node, [dims[dim]], "one position is taken by its number")
+    del dims[dim]
+    flow.set(node, dims)
+
+
+@rule("unbind", "unbind_copy")
+def unbind(flow: Flow, node: Node) -> None:
+    """Take every position by itself."""
+    dims = list(flow.dims(node.args[0]))
+    dim = (node.args[1] if len(node.args) > 1 else 0) % len(dims)
+    flow.pin(node, [dims[dim]], "its positions are taken one by one")
+    del dims[dim]
+    for index in range(len(node.outs)):
+        flow.set(node, dims, index)
+
+
+@rule("slice", "slice_copy")
+def slice_(flow: Flow, node: Node) -> None:
+    """Take a range of positions; the code's bounds must still fall in the same places."""
+    args = list(node.args) + [None] * (5 - len(node.args))
+    source, dim, start, stop, step = args[0], args[1] or 0, args[2], args[3], args[4] or 1
+    dims = list(flow.dims(source))
+    dim %= len(dims)
+    axis = dims[dim]
+    size = len(axis)
+    first, last, _ = slice(start, stop).indices(size)
+    last = max(first, last)
+    if step != 1:
+        flow.pin(node, [axis], f"every {int(step)}th position is taken")
+    if (first, last) != (0, size) and axis.shape[1]:
+        low, high = _stated_bounds(flow, node, dim, first, last, size)
+        if low == "end":
+            flow.require(node, axis[first:], size - first)
+        elif first > 0:
+            flow.require(node, axis[:first], low)
+        if high == "end":
+            flow.require(node, axis[last:], size - last)
+        elif last < size:
+            flow.require(node, axis[:last], high)
+    dims[dim] = axis[first:last:step]
+    flow.set(node, dims)
+
+
+def _stated_bounds(
+    flow: Flow, node: Node, dim: int, first: int, last: int, size: int
+) -> tuple[Any, Any]:
+    """Return the bounds as the code wrote them; "end" for one counted from the end."""
+    call = node.call
+    if call is not None and call.name == "narrow" and len(call.args) == 4:
+        start, length = call.args[2], call.args[3]
+        return (start, start + length) if start >= 0 else ("end", "end")
+    if call is not None and call.name in ("__getitem__", "__setitem__"):
+        for at, item in _slices_of(call.args[1], len(flow.shape(call.args[0]))):
+            if at == dim and item.indices(size)[:2] == (first, last):
+                low = 0 if item.start is None else item.start
+                high = size if item.stop is None else item.stop
+                return ("end" if low < 0 else low), ("end" if high < 0 else high)
+    return first, last
+
+
+def _slices_of(index: Any, rank: int) -> list[tuple[int, slice]]:
+    """List the slices of an index with the dimension that each meets when applied in order."""
+    items = index if isinstance(index, tuple) else (index,)
+    used = sum(1 for item in items if item is not None and item is not Ellipsis)
+    found, dim = [], 0
+    for item in items:
+        if item is Ellipsis:
+            dim += rank - used
+        elif isinstance(item, slice):
+            found.append((dim, item))
+            dim += 1
+        elif item is None or isinstance(item, Ref):
+            dim += 1
+    return found
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk",
+      "split_copy", "split_with_sizes_copy", "unsafe_chunk", "tensor_split")  # fmt: skip
+def split(flow: Flow, node: Node) -> None:
+    """Cut into consecutive ranges; each must keep the size that the code will ask for."""
+    dims = flow.dims(node.args[0])
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    dim %= len(dims)
+    axis = dims[dim]
+    sizes = [flow.out_shape(node, i)[dim] for i in range(len(node.outs))]
+    stated = _stated_parts(flow, node, dim, sizes)
+    start = 0
+    for index, (size, value) in enumerate(zip(sizes, stated, strict=True)):
+        part = axis[start : start + size]
+        if value is not None and axis.shape[1]:
+            flow.require(node, part, value)
+        start += size
+        out = list(dims)
+        out[dim] = part
+        flow.set(node, out, index)
+
+
+def _stated_parts(flow: Flow, node: Node, dim: int, sizes: list[int]) -> list[Any]:
+    call = node.call
+    if call is not None and len(call.args) > 0 and isinstance(call.args[0], Ref):
+        given = call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()), None)
+        if call.name in ("split", "split_with_sizes") and isinstance(given, tuple):
+            if len(given) == len(sizes):
+                return list(given)
+        elif call.name == "split" and isinstance(given, int):
+            return [given] * (len(sizes) - 1) + [None]
+        elif call.name in ("chunk", "lstm", "gru", "lstm_cell", "gru_cell", "rnn_tanh"):
+            parts = given if call.name == "chunk" else len(sizes)
+            if isinstance(parts, int) and len(set(sizes[:-1])) <= 1:
+                from secateur.graph.sizes import Dim, Sized
+
+                total = Dim(node.args[0].key, dim)
+                each = Sized(sizes[0], ceil_div(total, expr_of(parts)))
+                return [each] * (len(sizes) - 1) + [None]
+    return list(sizes)
+
+
+@rule("expand", "expand_copy", "broadcast_to")
+def expand(flow: Flow, node: Node) -> None:
+    """Repeat dimensions of size one; the new positions are as free as their stated size."""
+    dims, target = flow.dims(node.args[0]), flow.out_shape(node)
+    stated = _expand_sizes(node, target)
+    lead = len(target) - len(dims)
+    out = []
+    for d, size in enumerate(target):
+        if d >= lead and len(dims[d - lead]) == size:
+            out.append(dims[d - lead])
+        elif stated[d] is None:
+            out.append(flow.pinned(size, f"{flow.where(node)}: repeated positions"))
+        else:
+            out.append(flow.sized(node, size, stated[d]))
+    flow.set(node, out)
+
+
+def _expand_sizes(node: Node, target: Sequence[int]) -> list[Any]:
+    call = node.call
+    if call is not None and call.name in ("expand", "broadcast_to"):
+        sizes = spread(call.args[1:] or tuple(call.kwargs.values()))
+        if len(sizes) == len(target):
+            return list(sizes)
+    if call is not None and call.name == "expand_as" and isinstance(call.args[1], Ref):
+        from secateur.graph.sizes import Dim, Sized
+
+        return [Sized(n, Dim(call.args[1].key, d)) for d, n in enumerate(target)]
+    if call is not None and call.name == "repeat_interleave" and len(call.args) > 1:
+        return [call.args[1] if n == call.args[1] else None for n in target]
+    return [None] * len(target)
+
+
+@rule("repeat", "tile")
+def repeat(flow: Flow, node: Node) -> None:
+    """Tile: repeated dimensions are a new factor times the old axis."""
+    dims, target = flow.dims(node.args[0]), flow.out_shape(node)
+    times = node.args[1]
+    call = node.call
+    stated: Sequence[Any] = times
+    if call is not None and call.name in ("repeat", "tile"):
+        given = spread(call.args[1:])
+        stated = given if len(given) == len(times) else times
+    elif call is not None and call.name == "instance_norm":
+        stated = times
+    lead = len(target) - len(dims)
+    out = []
+    for d, count in enumerate(times):
+        axis = dims[d - lead] if d >= lead else fixed(1)
+        if count == 1:
+            out.append(axis)
+        else:
+            out.append(merge([flow.sized(node, count, stated[d]), axis]))
+    flow.set(node, out)
+
+
+@rule("constant_pad_nd")
+def pad(flow: Flow, node: Node) -> None:
+    """Constant padding adds positions that are always there; cropping is a slice."""
+    dims = list(flow.dims(node.args[0]))
+    amounts = node.args[1]
+    for k in range(len(amounts) // 2):
+        low, high = amounts[2 * k], amounts[2 * k + 1]
+        d = len(dims) - 1 - k
+        if low < 0 or high < 0:
+            flow.pin(node, [dims[d]], "it is cropped by a fixed amount")
+        axis = dims[d][max(0, -low) : len(dims[d]) - max(0, -high)]
+        reason = f"{flow.where(node)}: zero padding of the dimension"
+        parts = [axis]
+        if low > 0:
+            parts.insert(0, flow.pinned(low, reason))
+        if high > 0:
+            parts.append(flow.pinned(high, reason))
+        dims[d] = stack(parts)
+    flow.set(node, dims)
+
+
+@rule("flip", "roll")
+def shuffle(flow: Flow, node: Node) -> None:
+    """Reordering along a dimension pins it; the others pass."""
+    dims = flow.dims(node.args[0])
+    which = node.args[-1] if node.args[-1] else tuple(range(len(dims)))
+    flow.pin(node, [dims[d % len(dims)] for d in which], "its positions are reordered")
+    flow.set(node, dims)

@@ -1,0 +1,177 @@
+"""Integers that remember where they came from.
+
+While a model is traced, the integers in its modules' attributes and the ones
+that ``.shape`` and ``.size()`` return are replaced by :class:`Sized` integers.
+Each behaves as the int it is and carries an expression, so that a
+``view(b, n, 3, self.heads, c // self.heads)`` tells which attribute and which
+dimension every size was made from. ``evaluate`` computes the same expression
+again for other sizes, that is, after a cut.
+
+Arithmetic that leaves the integers (``int(...)``, ``/``, ``math.*``) drops the
+expression; the value then counts as a literal, which pins what it sizes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+
+@dataclass(frozen=True)
+class Dim:
+    """Size of dimension ``dim`` of the traced tensor number ``tensor``."""
+
+    tensor: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Attr:
+    """An integer held by the model: ``path`` leads to it, ``index`` into a tuple or list."""
+
+    path: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.index is None else f"{self.path}[{self.index}]"
+
+
+@dataclass(frozen=True)
+class Apply:
+    """An arithmetic operation on sizes."""
+
+    op: str
+    left: Expr
+    right: Expr
+
+
+Expr = Union[int, Dim, Attr, Apply]
+
+_OPS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "ceil": lambda a, b: -(-a // b),
+}
+
+
+class Sized(int):
+    """An int with the expression that made it."""
+
+    expr: Expr
+
+    def __new__(cls, value: int, expr: Expr) -> Sized:
+        """Make ``value`` remember ``expr``."""
+        made = super().__new__(cls, value)
+        made.expr = expr
+        return made
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sized:
+        return self
+
+    def __add__(self, other: Any) -> Any:
+        return _apply("+", self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return _apply("+", other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return _apply("-", self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return _apply("-", other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return _apply("*", self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return _apply("*", other, self)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return _apply("//", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return _apply("//", other, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return _apply("%", self, other)
+
+    def __rmod__(self, other: Any) -> Any:
+        return _apply("%", other, self)
+
+    def __neg__(self) -> Any:
+        return _apply("-", 0, self)
+
+
+def _apply(op: str, left: Any, right: Any) -> Any:
+    if isinstance(left, bool) or isinstance(right, bool):
+        left, right = _plain(left), _plain(right)
+    if not (isinstance(left, int) and isinstance(right, int)):
+        name = {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%": "mod"}[op]
+        result = NotImplemented
+        if isinstance(left, Sized):
+            result = getattr(int, f"__{name}__")(left, right)
+        elif isinstance(right, Sized):
+            result = getattr(int, f"__r{name}__")(right, left)
+        return result
+    return Sized(_OPS[op](int(left), int(right)), Apply(op, expr_of(left), expr_of(right)))
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
+
+
+def expr_of(value: int) -> Expr:
+    """Return the expression behind ``value``; a plain int is itself."""
+    return value.expr if isinstance(value, Sized) else int(value)
+
+
+def ceil_div(left: Expr, right: Expr) -> Expr:
+    """Return the expression for the quotient rounded up, as ``chunk`` computes it."""
+    return Apply("ceil", left, right)
+
+
+def evaluate(expr: Expr, dims: Callable[[Dim], int], attrs: Mapping[Attr, int]) -> int | None:
+    """Compute ``expr`` with new sizes; None where it divides by zero.
+
+    Args:
+        expr: what to compute.
+        dims: gives the new size of a traced dimension.
+        attrs: the value of every attribute that occurs in ``expr``.
+    """
+    if isinstance(expr, Dim):
+        return dims(expr)
+    if isinstance(expr, Attr):
+        return attrs[expr]
+    if isinstance(expr, Apply):
+        left = evaluate(expr.left, dims, attrs)
+        right = evaluate(expr.right, dims, attrs)
+        if left is None or right is None or (right == 0 and expr.op in ("//", "%", "ceil")):
+            return None
+        return _OPS[expr.op](left, right)
+    return expr
+
+
+def leaves(expr: Expr) -> tuple[Dim | Attr, ...]:
+    """Return every dimension and attribute that ``expr`` is made from."""
+    if isinstance(expr, (Dim, Attr)):
+        return (expr,)
+    if isinstance(expr, Apply):
+        return leaves(expr.left) + leaves(expr.right)
+    return ()
+
+
+def show(expr: Expr) -> str:
+    """Write ``expr`` for a person."""
+    if isinstance(expr, Dim):
+        return f"t{expr.tensor}.size({expr.dim})"
+    if isinstance(expr, Apply):
+        return f"({show(expr.left)} {expr.op} {show(expr.right)})"
+    return str(expr)

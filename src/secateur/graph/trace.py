@@ -1,0 +1,347 @@
+"""One eval-mode forward pass, recorded as ATen operations.
+
+The pass runs on a copy of the model whose tensors are fakes (shapes without
+memory) and whose integer attributes are :class:`~secateur.graph.sizes.Sized`;
+the caller's model is never touched. Where a model cannot run on fakes (its
+code looks at values) the pass is repeated with real tensors, and the program
+says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import InputError, TraceError
+from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
+from secateur.graph.sizes import Attr, Dim, Sized
+
+Inputs = Any
+
+
+def run_model(model: nn.Module, example_inputs: Inputs) -> Any:
+    """Call ``model`` on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+def check_inputs(model: object, example_inputs: Inputs) -> None:
+    """Refuse what cannot be traced, before any work.
+
+    Raises:
+        InputError: ``model`` is no module or ``example_inputs`` holds no tensor.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    if not tensor_leaves(example_inputs):
+        raise InputError(
+            "example_inputs must be a tensor, or a tuple or dict that holds one, "
+            f"but got {type(example_inputs).__name__}"
+        )
+
+
+def record(model: nn.Module, example_inputs: Inputs) -> Program:
+    """Trace one eval-mode forward pass of ``model``.
+
+    Args:
+        model: any network; it is left exactly as it was.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    Raises:
+        InputError: as :func:`check_inputs`.
+        TraceError: the model fails on its example input.
+    """
+    check_inputs(model, example_inputs)
+    try:
+        return _record(model, example_inputs, fake=True)
+    except Exception as error:  # noqa: BLE001 - user code may raise anything; the real pass decides
+        reason = _one_line(error)
+    if any(p.is_meta for p in model.parameters()):
+        raise TraceError(f"the model fails on its example input: {reason}")
+    try:
+        program = _record(model, example_inputs, fake=False)
+    except Exception as error:
+        raise TraceError(f"the model fails on its example input: {_one_line(error)}") from error
+    program.notes.append(f"traced with real tensors, as fakes failed: {reason}")
+    return program
+
+
+def _one_line(error: BaseException) -> str:
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _record(model: nn.Module, example_inputs: Inputs, fake: bool) -> Program:
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
+    convert: Callable[[Tensor], Tensor] = (
+        (lambda t: _fake(mode, t)) if mode is not None else (lambda t: t.detach().clone())
+    )
+    twin = copy_model(model, lambda _, tensor: convert(tensor)).eval()
+    inputs = map_tensors(example_inputs, convert)
+    recorder = _Recorder(twin, inputs)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_plain_attention())
+        if mode is not None:
+            stack.enter_context(mode)
+        stack.enter_context(recorder.modules())
+        stack.enter_context(recorder)
+        stack.enter_context(_Calls(recorder))
+        outputs = run_model(twin, inputs)
+    return recorder.finish(outputs)
+
+
+def _fake(mode: FakeTensorMode | None, tensor: Tensor) -> Tensor:
+    if isinstance(tensor, FakeTensor):
+        tensor = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
+    with torch.no_grad():
+        meta = tensor.detach() if tensor.is_meta else tensor.detach().to("meta")
+        made: Tensor = FakeTensor(mode, meta, torch.device("cpu"))
+    return made
+
+
+def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """Copy ``model``, with ``replace(name, tensor)`` in place of every tensor it holds.
+
+    Parameters and buffers keep their registration and their ties; tensors that
+    modules hold as plain attributes come with an empty name.
+    """
+    memo: dict[int, Any] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = replace(name, tensor)
+    for module in model.modules():
+        for value in vars(module).values():
+            for tensor in [value] if isinstance(value, Tensor) else []:
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = replace("", tensor)
+    return copy.deepcopy(model, memo)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and tensor of every parameter and buffer, ties once."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Switch fused attention off, so that its parts are seen as plain operations."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+plain_attention = _plain_attention
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Rebuild nested containers with ``change`` applied to every tensor."""
+    memo = {id(tensor): change(tensor) for tensor in tensor_leaves(value)}
+    return copy.deepcopy(value, memo)
+
+
+def integer_attributes(model: nn.Module) -> dict[str, int]:
+    """Return every integer in the modules' own attributes, by path."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            path = f"{name}.{key}" if name else key
+            if key in _MACHINERY:
+                continue
+            if type(value) is int:
+                found[path] = value
+            elif type(value) in (tuple, list) and all(type(v) is int for v in value):
+                found.update({f"{path}[{i}]": v for i, v in enumerate(value)})
+    return found
+
+
+def plant_sizes(model: nn.Module) -> dict[str, int]:
+    """Replace the integers in every module's attributes by :class:`Sized` ones.
+
+    Returns the values by path. Booleans and the module machinery's own
+    attributes stay; so do numbers below 1, which size nothing.
+    """
+    planted: dict[str, int] = {}
+
+    def sized(path: str, value: Any) -> Any:
+        if type(value) is int and value >= 1:
+            planted[path] = value
+            return Sized(value, Attr(path))
+        if type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+            for i, v in enumerate(value):
+                planted[f"{path}[{i}]"] = v
+            return type(value)(
+                Sized(v, Attr(path, i)) if v >= 1 else v for i, v in enumerate(value)
+            )
+        return value
+
+    for name, module in model.named_modules():
+        held = vars(module)
+        for key, value in list(held.items()):
+            if key not in _MACHINERY:
+                held[key] = sized(f"{name}.{key}" if name else key, value)
+    return planted
+
+
+_MACHINERY = frozenset(vars(nn.Module())) | {"training"}
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every ATen operation that runs while it is active."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.program = Program()
+        self.call: Call | None = None
+        self._keys: dict[int, int] = {}
+        self._kept: list[Tensor] = []
+        self._ordinals: dict[str, int] = defaultdict(int)
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._path: list[str] = [""]
+        for tensor in tensor_leaves(inputs):
+            self.key(tensor, "input")
+        first = self.program.tensors[0].shape
+        self.program.batch = first[0] if first else 1
+        parameters = {id(p) for p in model.parameters()}
+        for name, tensor in named_tensors(model):
+            self.key(tensor, "parameter" if id(tensor) in parameters else "buffer", name)
+        self.program.attributes = plant_sizes(model)
+
+    def key(self, tensor: Tensor, kind: str = "constant", name: str = "") -> int:
+        """Return the number of ``tensor``; a tensor not seen before gets one."""
+        found = self._keys.get(id(tensor))
+        if found is None:
+            found = len(self._kept)
+            self._keys[id(tensor)] = found
+            self._kept.append(tensor)  # an id is reused once its object is gone
+            self.program.tensors.append(TensorInfo(tuple(tensor.shape), tensor.dtype, kind, name))
+        return found
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Tell whether ``tensor`` was seen before."""
+        return id(tensor) in self._keys
+
+    def refs(self, value: Any) -> Any:
+        """Rebuild an argument with a :class:`Ref` for each tensor."""
+        if isinstance(value, Tensor):
+            return Ref(self.key(value))
+        if isinstance(value, (list, tuple)):
+            return tuple(self.refs(item) for item in value)
+        if isinstance(value, slice):
+            return slice(self.refs(value.start), self.refs(value.stop), self.refs(value.step))
+        return value
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        packet = str(func.overloadpacket)
+        if packet == "prim.device":
+            return result
+        refs = self.refs(args)
+        named = {name: self.refs(value) for name, value in kwargs.items()}
+        returned = result if isinstance(result, (tuple, list)) else (result,)
+        outs = tuple(self.key(t, "value") if isinstance(t, Tensor) else -1 for t in returned)
+        node = Node(
+            op=packet,
+            overload=func._overloadname,
+            args=refs,
+            kwargs=named,
+            outs=outs,
+            call=self.call,
+            module=self._path[-1],
+            ordinal=self._ordinals[packet],
+            pointwise=torch.Tag.pointwise in func.tags,
+        )
+        self._ordinals[packet] += 1
+        self.program.nodes.append(node)
+        return result
+
+    @contextlib.contextmanager
+    def modules(self) -> Iterator[None]:
+        """Follow which module of the model is running."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._path.append(self._names.get(id(module), self._path[-1]))
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            self._path.pop()
+
+        before = register_module_forward_pre_hook(enter)
+        after = register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def finish(self, outputs: Any) -> Program:
+        """Return the program, the model's outputs noted."""
+        leaves = tensor_leaves(outputs)
+        if not leaves:
+            raise TraceError("the model returns no tensor")
+        self.program.outputs = [self.key(tensor) for tensor in leaves]
+        return self.program
+
+
+class _Calls(TorchFunctionMode):
+    """Notes which torch function the model called, and answers sizes with ``Sized``."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            result = func(*args, **kwargs)
+            return self._shape(args[0], result) if isinstance(result, torch.Size) else result
+        if name == "size" and isinstance(args[0], Tensor):
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Size):
+                return self._shape(args[0], result)
+            dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % args[0].dim()
+            return Sized(result, Dim(self._recorder.key(args[0]), dim))
+        recorder = self._recorder
+        outer = recorder.call
+        recorder.call = Call(
+            name,
+            tuple(recorder.refs(arg) for arg in args),
+            {key: recorder.refs(value) for key, value in kwargs.items()},
+        )
+        try:
+            return func(*args, **kwargs)
+        finally:
+            recorder.call = outer
+
+    def _shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
+        key = self._recorder.key(tensor)
+        return torch.Size([Sized(n, Dim(key, d)) for d, n in enumerate(shape)])

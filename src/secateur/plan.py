@@ -1,0 +1,171 @@
+"""A plan: which units go from which groups, worked out for every tensor; plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import CheckpointError, PlanError
+from secateur.graph import Cost, Graph
+from secateur.graph.groups import Removed
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class MaskPoint:
+    """Where the masked reference acts on an operation's argument.
+
+    ``how`` is "mask" (positions ``removed`` of dimension ``dim`` count as zero) or
+    "gather" (the operation runs over the other positions alone).
+    """
+
+    op: str
+    ordinal: int
+    arg: int
+    dim: int
+    size: int
+    removed: tuple[int, ...]
+    how: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units go, and what that means for every tensor.
+
+    Attributes:
+        removed: units by group, the least important first.
+        sizes: number of units of every group before the cut.
+        cuts: removed positions by parameter or buffer name and dimension.
+        attributes: new values of integers in the model's own attributes, by path.
+        consumers: (parameter, dimension) that read removed units; the masked
+            reference is zero there.
+        masks: operations without such a weight where the reference acts.
+        given_back: units that had to stay so that the model's code works, by group.
+        dense: parameters and MACs before.
+        pruned: parameters and MACs after.
+    """
+
+    removed: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+    cuts: dict[str, dict[int, tuple[int, ...]]]
+    attributes: dict[str, int]
+    consumers: tuple[tuple[str, int], ...]
+    masks: tuple[MaskPoint, ...]
+    given_back: dict[str, int]
+    dense: Cost
+    pruned: Cost
+
+    def to_json(self) -> str:
+        """Write the plan as JSON; runs of positions as "first-last"."""
+        data = dataclasses.asdict(self)
+        data["format"] = FORMAT
+        data["removed"] = {name: list(units) for name, units in self.removed.items()}
+        data["cuts"] = {
+            name: {str(dim): _ranges(positions) for dim, positions in dims.items()}
+            for name, dims in self.cuts.items()
+        }
+        for point in data["masks"]:
+            point["removed"] = _ranges(point["removed"])
+        return json.dumps(data, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            CheckpointError: ``text`` is no plan of this format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise CheckpointError(f"the plan's format must be {FORMAT}")
+            data["removed"] = {name: tuple(units) for name, units in data["removed"].items()}
+            data["cuts"] = {
+                name: {int(dim): _positions(text) for dim, text in dims.items()}
+                for name, dims in data["cuts"].items()
+            }
+            data["consumers"] = tuple((name, dim) for name, dim in data["consumers"])
+            data["masks"] = tuple(
+                MaskPoint(**{**point, "removed": _positions(point["removed"])})
+                for point in data["masks"]
+            )
+            data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
+            return Plan(**data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"this is not a whole plan: {error!r}") from error
+
+
+def _ranges(positions: Iterable[int]) -> str:
+    """Write sorted positions as "0-3,7"."""
+    parts: list[list[int]] = []
+    for position in positions:
+        if parts and parts[-1][1] == position - 1:
+            parts[-1][1] = position
+        else:
+            parts.append([position, position])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def _positions(text: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return tuple(found)
+
+
+def make_plan(graph: Graph, removed: Removed) -> Plan:
+    """Work out what the removal of units means; give back what the model's code needs.
+
+    Args:
+        graph: of the model.
+        removed: units to remove by group name, the least important first.
+
+    Raises:
+        InputError: an unknown group or unit, or no unit left of a group.
+        PlanError: every unit had to be given back.
+    """
+    mended = graph.mend(removed)
+    if mended.given_back and not mended.removed:
+        names = ", ".join(sorted(mended.given_back)[:3])
+        raise PlanError(f"the model's code allows none of these units to go (groups {names})")
+    layout, sizes = graph.layout, graph.sizes(mended.removed)
+    gone: dict[int, tuple[int, ...]] = {}
+
+    def lost(axis: int) -> tuple[int, ...]:
+        if axis not in gone:
+            gone[axis] = tuple(np.flatnonzero(~sizes.kept(axis)).tolist())
+        return gone[axis]
+
+    cuts = {
+        name: {dim: lost(axis) for dim, axis in enumerate(axes) if lost(axis)}
+        for name, axes in (*layout.parameters.items(), *layout.buffers.items())
+    }
+    points, consumers = [], {}
+    for read in layout.consumers:
+        if not lost(read.axis):
+            continue
+        if read.how == "mask" and read.parameter is not None:
+            consumers[read.parameter] = None
+        else:
+            points.append(
+                MaskPoint(read.op, read.ordinal, read.arg, read.dim,
+                          len(layout.axes[read.axis]), lost(read.axis), read.how)
+            )  # fmt: skip
+    return Plan(
+        removed=mended.removed,
+        sizes={group.name: group.size for group in graph.groups},
+        cuts={name: dims for name, dims in cuts.items() if dims},
+        attributes=mended.attributes,
+        consumers=tuple(consumers),
+        masks=tuple(points),
+        given_back=mended.given_back,
+        dense=graph.cost(),
+        pruned=graph.cost(mended.removed),
+    )
