@@ -1,0 +1,265 @@
+"""What a cut must hold to, as plain functions for any network; used by several tests.
+
+``dense`` is the caller's model, ``pruned`` what ``secateur.cut`` returned. Only
+public names of the package are used, and for the references none at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import secateur
+from secateur.graph.trace import record
+
+LIMIT = 1e-10
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Return every floating tensor in nested containers and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [tensor for part in value.values() for tensor in tensors(part)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors(part)]
+    parts = vars(value).values() if hasattr(value, "__dict__") else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def call(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Run a model on a tensor, a tuple or a dict and return its floating outputs."""
+    if isinstance(inputs, Mapping):
+        return tensors(model(**inputs))
+    return tensors(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Return the floating outputs without gradients."""
+    with torch.no_grad():
+        return call(model, inputs)
+
+
+def relative_error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Return the largest difference of two lists of outputs, relative to the wanted ones."""
+    assert [t.shape for t in found] == [t.shape for t in wanted]
+    scale = max((t.abs().max().item() for t in wanted if t.numel()), default=0.0)
+    away = max(
+        ((a - b).abs().max().item() for a, b in zip(found, wanted, strict=True) if a.numel()),
+        default=0.0,
+    )
+    return away / scale if scale else math.inf
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Record all that a pruning tool might disturb: values, modes, gradients, hooks, attributes."""
+    record: dict[str, Any] = {
+        f"tensor {name}": tensor.detach().clone()
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    record |= {f"identity {name}": id(p) for name, p in model.named_parameters()}
+    record |= {
+        f"gradient {name}": None if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
+    for name, module in model.named_modules():
+        record[f"mode {name}"] = module.training
+        record[f"class {name}"] = type(module)
+        record[f"hooks {name}"] = [
+            list(hooks)
+            for key, hooks in sorted(vars(module).items())
+            if key.endswith("hooks") and isinstance(hooks, dict)
+        ]
+        record[f"attributes {name}"] = {
+            key: (type(value), value)
+            for key, value in vars(module).items()
+            if isinstance(value, (int, float, str, tuple, bool)) or callable(value)
+        }
+    return record
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the names under which two snapshots differ."""
+    names = [name for name in before | after if (name in before) != (name in after)]
+    for name in before.keys() & after.keys():
+        first, second = before[name], after[name]
+        both = isinstance(first, Tensor) and isinstance(second, Tensor)
+        same = torch.equal(first, second) if both else first == second
+        if not same:
+            names.append(name)
+    return sorted(names)
+
+
+def train_once(model: nn.Module, inputs: Any) -> list[str]:
+    """Run a copy forward and backward in train mode; return what went wrong."""
+    trained = copy.deepcopy(model).train()
+    for parameter in trained.parameters():
+        parameter.requires_grad_(True)
+    torch.manual_seed(0)
+    results = call(trained, inputs)
+    sum(result.square().mean() for result in results if result.requires_grad).backward()
+    gradients = {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
+    problems = [] if gradients else ["train mode: no parameter has a gradient"]
+    for name, gradient in gradients.items():
+        if not torch.isfinite(gradient).all():
+            problems.append(f"train mode: gradient of {name} is not finite")
+    return problems
+
+
+def reached(graph: Any) -> float:
+    """Return the share of parameter elements that lie on at least one group.
+
+    An element is left out when no slot gives a unit to any of its coordinates.
+    """
+    parameters = dict(graph.model.named_parameters())
+    free = {
+        name: [np.ones(size, dtype=bool) for size in tensor.shape]
+        for name, tensor in parameters.items()
+    }
+    for group in graph.groups:
+        for slot in group.slots:
+            if slot.name in free:
+                free[slot.name][slot.dim] &= np.asarray(slot.units) < 0
+    left = sum(math.prod(int(mask.sum()) for mask in masks) for masks in free.values())
+    total = sum(tensor.numel() for tensor in parameters.values())
+    return 1 - left / total
+
+
+def masked_outputs(model: nn.Module, graph: Any, plan: Any, inputs: Any) -> list[Tensor]:
+    """Compute the masked reference by hooks: zero removed channels where a module reads them.
+
+    Knows only which positions of which weight go. Valid where all readers are
+    convolutions and dense layers and no norm mixes channels.
+    """
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            owners.setdefault(id(weight), []).append(module)
+    parameters = dict(model.named_parameters())
+    blanks: dict[nn.Module, set[int]] = {}
+    for group in graph.groups:
+        gone = set(plan.removed.get(group.name, ()))
+        for slot in group.slots:
+            positions = [
+                p for p, unit in enumerate(np.asarray(slot.units).tolist()) if unit in gone
+            ]
+            for module in owners.get(id(parameters.get(slot.name)), []):
+                blanks.setdefault(module, set()).update(input_channels(module, slot.dim, positions))
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        dim = -1 if isinstance(module, nn.Linear) else 1
+        index = torch.tensor(sorted(blanks[module]), dtype=torch.long)
+        return (args[0].index_fill(dim, index, 0.0), *args[1:])
+
+    handles = [module.register_forward_pre_hook(hook) for module in blanks if blanks[module]]
+    try:
+        return outputs(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_channels(module: nn.Module, dim: int, positions: list[int]) -> list[int]:
+    """Return the input channels that these positions of a module's weight read."""
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return positions if dim == 0 else []
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and dim == 1:
+        width = module.in_channels // module.groups
+        return [group * width + p for group in range(module.groups) for p in positions]
+    if isinstance(module, nn.Linear) and dim == 1:
+        return positions
+    return []
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What :func:`prove` found; ``problems`` is empty when everything held."""
+
+    ops: int
+    groups: int
+    reached: float
+    params_dense: int
+    params_pruned: int
+    max_error: float
+    changed: bool
+    given_back: int
+    problems: tuple[str, ...]
+
+
+def prove(
+    model: nn.Module,
+    make_inputs: Callable[[int], Any],
+    folder: Path,
+    seed: int = 0,
+    sparsity: float = 0.5,
+    batch: int = 2,
+) -> Proof:
+    """Cut a random half of every group and check the whole contract on one network.
+
+    Later checks run although an earlier one failed, so that one run tells all.
+    """
+    inputs = make_inputs(batch)
+    before = snapshot(model)
+    graph = secateur.trace(model, inputs)
+    scores = secateur.score(graph, "random", seed=seed)
+    plan = secateur.allocate(graph, scores, sparsity=sparsity, scope="local")
+    pruned = secateur.cut(model, plan)
+    check = secateur.verify(model, pruned, plan, inputs)
+    problems: list[str] = []
+    if not check.ok or check.max_error > LIMIT:
+        problems.append(f"max_error {check.max_error:.1e}, ok {check.ok}")
+    if not check.changed:
+        problems.append("the output did not change")
+    if count(pruned) >= count(model):
+        problems.append("no parameter fewer")
+    for what, cost in (("plan", plan.pruned), ("cost", graph.cost(plan.removed))):
+        if cost.params != count(pruned):
+            problems.append(f"{what} says {cost.params} parameters, not {count(pruned)}")
+    problems += [
+        f"the dense model changed: {name}" for name in differences(before, snapshot(model))
+    ]
+
+    def attempt(what: str, action: Callable[[], list[str]]) -> None:
+        try:
+            problems.extend(action())
+        except Exception as error:  # noqa: BLE001 - any failure of user code is a finding here
+            text = (str(error).splitlines() or [""])[0]
+            problems.append(f"{what}: {type(error).__name__}: {text}")
+
+    def round_trip() -> list[str]:
+        secateur.save(pruned, folder)
+        same = relative_error(outputs(secateur.load(folder), inputs), outputs(pruned, inputs))
+        return [] if same == 0 else [f"save and load: outputs differ by {same:.1e}"]
+
+    def other_batch() -> list[str]:
+        check = secateur.verify(model, pruned, plan, make_inputs(batch + 1))
+        return [] if check.ok else [f"another batch size: max_error {check.max_error:.1e}"]
+
+    attempt("another batch size", other_batch)
+    attempt("train mode", lambda: train_once(pruned, make_inputs(batch + 1)))
+    attempt("save and load", round_trip)
+    return Proof(
+        ops=len(record(model, inputs).nodes),
+        groups=len(graph.groups),
+        reached=reached(graph),
+        params_dense=count(model),
+        params_pruned=count(pruned),
+        max_error=check.max_error,
+        changed=check.changed,
+        given_back=sum(plan.given_back.values()),
+        problems=tuple(problems),
+    )

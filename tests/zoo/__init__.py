@@ -1,0 +1,1 @@
+"""Exactness on networks from other libraries; run by ``pytest -m zoo``."""
