@@ -185,11 +185,11 @@ def _meet(
     share: float,
 ) -> Plan:
     """Take the fewest steps that bring the cost down to its share."""
-    limit = share * getattr(graph.cost(), target)
+    limit = share * float(getattr(graph.cost(), target))
 
     def met(count: int) -> bool:
         removed = graph.mend(_taken(order, steps[:count])).removed
-        found: int = getattr(graph.cost(removed), target)
+        found = int(getattr(graph.cost(removed), target))
         return found <= limit
 
     count = _first(len(steps), met)

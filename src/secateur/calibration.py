@@ -83,7 +83,7 @@ def gradients(
                     f"the loss on calibration batch {number} must be finite, but is {value.item()}"
                 )
             model.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             yield {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     if number < 0:
         raise InputError("calibration must hold at least one batch, but it is empty")

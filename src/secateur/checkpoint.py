@@ -18,6 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from secateur.cut import declare_sizes, set_attributes
 from secateur.errors import CheckpointError, InputError
 from secateur.graph.trace import integer_attributes, named_tensors
 from secateur.structure import build, describe, import_object
@@ -135,8 +136,6 @@ def _rebuild(layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
             for key, tensor in table.items():
                 if tensor is not None:
                     table[key] = made[id(tensor)]  # type: ignore[assignment]
-    from secateur.cut import declare_sizes, set_attributes
-
     now = integer_attributes(model)
     set_attributes(model, {p: v for p, v in layout["attributes"].items() if now.get(p) != v})
     declare_sizes(model)

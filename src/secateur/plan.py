@@ -147,7 +147,8 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
         name: {dim: lost(axis) for dim, axis in enumerate(axes) if lost(axis)}
         for name, axes in (*layout.parameters.items(), *layout.buffers.items())
     }
-    points, consumers = [], {}
+    points: list[MaskPoint] = []
+    consumers: dict[tuple[str, int], None] = {}
     for read in layout.consumers:
         if not lost(read.axis):
             continue

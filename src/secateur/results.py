@@ -180,7 +180,8 @@ def _build(kind: Any, data: Any) -> Any:
     """Rebuild a record (or tuple of records) from what JSON made of it."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{key: _build(hints[key], value) for key, value in data.items()})
+        built: Any = kind
+        return built(**{key: _build(hints[key], value) for key, value in data.items()})
     origin = typing.get_origin(kind)
     if origin is tuple:
         return tuple(_build(typing.get_args(kind)[0], value) for value in data)

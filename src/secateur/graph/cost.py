@@ -69,8 +69,7 @@ class Sizes:
     def kept(self, axis: int) -> NDArray[np.bool_]:
         """Return bool [size]: which positions of an axis survive."""
         array = self._layout.axes[axis]
-        kept: NDArray[np.bool_] = self._alive[array].all(axis=1)
-        return kept
+        return np.asarray(self._alive[array].all(axis=1), dtype=np.bool_)
 
 
 def cost(layout: Layout, sizes: Sizes) -> Cost:

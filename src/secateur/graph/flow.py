@@ -15,7 +15,7 @@ import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
 from secateur.graph.program import Node, Program, Ref
-from secateur.graph.sizes import Expr, expr_of
+from secateur.graph.sizes import Dim, Expr, expr_of
 from secateur.registry import Registry
 
 Rule = Callable[["Flow", Node], None]
@@ -93,7 +93,8 @@ class Flow:
             elif info.kind in ("input", "constant"):
                 what = "the model's input" if info.kind == "input" else "a constant tensor"
                 self._dims[key] = [self.pinned(n, what) for n in info.shape]
-        for self._index, node in enumerate(self.program.nodes):
+        for index, node in enumerate(self.program.nodes):
+            self._index = index
             self._apply(node)
         for key in self.program.outputs:
             for axis in self.dims(Ref(key)):
@@ -195,8 +196,6 @@ class Flow:
 
     def sized(self, node: Node, size: int, value: Any) -> Axis:
         """Return an axis for a new dimension whose size the code states as ``value``."""
-        from secateur.graph.sizes import Dim
-
         expr = expr_of(value)
         if isinstance(expr, Dim) and self._dims[expr.tensor] is not None:
             axis = self.dims(Ref(expr.tensor))[expr.dim]

@@ -100,7 +100,7 @@ def _repair(
         for back in range(1, limit + 1):
             trial = {**current, name: units[: len(units) - back]}
             sizes = Sizes(layout, alive_units(layout, trial))
-            values, broken = solve(layout, sizes)
+            _, broken = solve(layout, sizes)
             if rule not in broken:
                 best = (back, name)
                 break

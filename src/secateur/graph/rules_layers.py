@@ -153,7 +153,8 @@ def add_product(flow: Flow, node: Node) -> None:
 
 
 @rule("_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit",
-      "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm", "_batch_norm_no_update")  # fmt: skip
+      "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm",
+      "_batch_norm_no_update")  # fmt: skip
 def batch_norm(flow: Flow, node: Node) -> None:
     """One statistic a channel: the channel axis passes."""
     dims = flow.dims(node.args[0])

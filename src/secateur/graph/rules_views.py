@@ -8,78 +8,22 @@ from typing import Any
 from secateur.graph.axes import Axis, fixed, merge, stack
 from secateur.graph.flow import Flow, rule
 from secateur.graph.program import Node, Ref
-from secateur.graph.sizes import ceil_div, expr_of
+from secateur.graph.sizes import Dim, Sized, ceil_div, expr_of
 
 # Functions whose inner views follow from the shapes of their tensors alone.
 _SHAPED_BY_TENSORS = frozenset(
-    [
-        "flatten",
-        "ravel",
-        "squeeze",
-        "unsqueeze",
-        "linear",
-        "bilinear",
-        "matmul",
-        "__matmul__",
-        "__rmatmul__",
-        "bmm",
-        "mm",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "tensordot",
-        "dot",
-        "mv",
-        "outer",
-        "stack",
-        "cat",
-        "concat",
-        "hstack",
-        "vstack",
-        "dstack",
-        "scaled_dot_product_attention",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "instance_norm",
-        "batch_norm",
-        "layer_norm",
-        "rms_norm",
-        "group_norm",
-        "view_as",
-        "reshape_as",
-        "expand_as",
-        "broadcast_tensors",
-        "broadcast_to",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool1d",
-        "avg_pool1d",
-        "max_pool1d",
-        "interpolate",
-        "__getitem__",
-        "__setitem__",
-        "softmax",
-        "mean",
-        "sum",
-        "movedim",
-        "moveaxis",
-        "transpose",
-        "permute",
-        "lstm",
-        "gru",
-        "rnn_tanh",
-        "rnn_relu",
-        "lstm_cell",
-        "gru_cell",
-        "cosine_similarity",
-        "normalize",
-        "norm",
-        "where",
-    ]
+    name
+    for line in (
+        "flatten ravel squeeze unsqueeze linear bilinear matmul __matmul__ __rmatmul__ bmm mm",
+        "addmm baddbmm einsum tensordot dot mv outer stack cat concat hstack vstack dstack",
+        "scaled_dot_product_attention conv1d conv2d conv3d conv_transpose1d conv_transpose2d",
+        "conv_transpose3d instance_norm batch_norm layer_norm rms_norm group_norm view_as",
+        "reshape_as expand_as broadcast_tensors broadcast_to adaptive_avg_pool1d",
+        "adaptive_avg_pool2d adaptive_max_pool1d avg_pool1d max_pool1d interpolate",
+        "__getitem__ __setitem__ softmax mean sum movedim moveaxis transpose permute lstm gru",
+        "rnn_tanh rnn_relu lstm_cell gru_cell cosine_similarity normalize norm where",
+    )
+    for name in line.split()
 )
 
 
@@ -366,8 +310,6 @@ def _stated_parts(flow: Flow, node: Node, dim: int, sizes: list[int]) -> list[An
         elif call.name in ("chunk", "lstm", "gru", "lstm_cell", "gru_cell", "rnn_tanh"):
             parts = given if call.name == "chunk" else len(sizes)
             if isinstance(parts, int) and len(set(sizes[:-1])) <= 1:
-                from secateur.graph.sizes import Dim, Sized
-
                 total = Dim(node.args[0].key, dim)
                 each = Sized(sizes[0], ceil_div(total, expr_of(parts)))
                 return [each] * (len(sizes) - 1) + [None]
@@ -398,8 +340,6 @@ def _expand_sizes(node: Node, target: Sequence[int]) -> list[Any]:
         if len(sizes) == len(target):
             return list(sizes)
     if call is not None and call.name == "expand_as" and isinstance(call.args[1], Ref):
-        from secateur.graph.sizes import Dim, Sized
-
         return [Sized(n, Dim(call.args[1].key, d)) for d, n in enumerate(target)]
     if call is not None and call.name == "repeat_interleave" and len(call.args) > 1:
         return [call.args[1] if n == call.args[1] else None for n in target]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Apply:
     right: Expr
 
 
-Expr = Union[int, Dim, Attr, Apply]
+Expr: TypeAlias = "int | Dim | Attr | Apply"
 
 _OPS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
