@@ -63,9 +63,8 @@ def test_a_folder_is_loaded_and_normalised(folder: Folder) -> None:
     assert labels(data, "test") == [0, 0, 1, 1, 1]
     assert (len(data.train), len(data.validation)) == (9, 3)
     pixels = np.asarray(picture(3000)).transpose(2, 0, 1) / 255  # the first of test/b
-    wanted = (pixels - np.reshape([0.1, 0.2, 0.3], (3, 1, 1))) / np.reshape(
-        [0.5, 0.6, 0.7], (3, 1, 1)
-    )
+    mean, std = np.reshape([0.1, 0.2, 0.3], (3, 1, 1)), np.reshape([0.5, 0.6, 0.7], (3, 1, 1))
+    wanted = (pixels - mean) / std
     image, label = data.test[2]
     assert label == 1
     assert image.dtype == torch.float32
@@ -90,12 +89,10 @@ def test_unreadable_images_are_named_or_counted(folder: Folder) -> None:
     data = load_data(str(root), skip_unreadable=True)
     assert data.skipped == 2
     assert len(data.train) + len(data.validation) + len(data.test) == 22
-    for part in ("train", "validation", "test"):
-        for (image, label), place in zip(
-            getattr(data, part), getattr(data, part).places, strict=True
-        ):
-            kept = [seed for seed in (*range(12), *range(1000, 1012)) if seed not in (5, 1003)]
-            seed = kept[int(place)]
+    kept = [seed for seed in (*range(12), *range(1000, 1012)) if seed not in (5, 1003)]
+    for part in (data.train, data.validation, data.test):
+        for (image, label), place in zip(part, part.places.tolist(), strict=True):
+            seed = kept[place]
             assert label == seed // 1000
             wanted = np.asarray(picture(seed)).transpose(2, 0, 1) / np.float32(255)
             np.testing.assert_array_equal(image.numpy(), wanted)

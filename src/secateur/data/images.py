@@ -162,9 +162,10 @@ def decode(record: Record, size: tuple[int, int] | None, channels: int) -> Pixel
             image = ImageOps.fit(
                 _plain(image, channels), (size[1], size[0]), Image.Resampling.BILINEAR
             )
-        pixels = np.asarray(_plain(image, channels), dtype=np.uint8)
+        pixels: Pixels = np.asarray(_plain(image, channels), dtype=np.uint8)
     # A copy: what Pillow lends is read-only, which PyTorch warns about.
-    return (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)).copy()
+    planes: Pixels = (pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)).copy()
+    return planes
 
 
 def _upright(image: Image.Image) -> Image.Image:
