@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.allocate import allocate
+    from secateur.allocation import allocate
     from secateur.checkpoint import load, save
     from secateur.criteria import Criterion, score
-    from secateur.cut import cut
+    from secateur.cutting import cut
     from secateur.errors import SecateurError
     from secateur.graph import Graph, Group, trace
-    from secateur.mask import mask
+    from secateur.masking import mask
     from secateur.plan import Plan
     from secateur.pruning import Pruned, prune
-    from secateur.verify import Check, verify
+    from secateur.verification import Check, verify
 
 __all__ = [
     "Check",
@@ -36,8 +36,13 @@ __all__ = [
     "verify",
 ]
 
+# A room never has the name of a public function: importing it would hide the function.
 _HOMES = {
-    "Check": "verify",
+    "allocate": "allocation",
+    "cut": "cutting",
+    "mask": "masking",
+    "verify": "verification",
+    "Check": "verification",
     "Criterion": "criteria",
     "Graph": "graph",
     "Group": "graph",
@@ -56,6 +61,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that reports need no torch."""
     if name not in __all__:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"secateur.{_HOMES.get(name, name)}"), name)
+    value = getattr(importlib.import_module(f"secateur.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -18,7 +18,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from secateur.cut import declare_sizes, set_attributes
+from secateur.cutting import declare_sizes, set_attributes
 from secateur.errors import CheckpointError, InputError
 from secateur.graph.trace import integer_attributes, named_tensors
 from secateur.structure import build, describe, import_object

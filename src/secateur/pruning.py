@@ -7,14 +7,14 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from secateur.allocate import allocate, check_target
+from secateur.allocation import allocate, check_target
 from secateur.calibration import Batches
 from secateur.criteria import CRITERIA, Criterion, score
-from secateur.cut import cut
+from secateur.cutting import cut
 from secateur.errors import VerificationError
 from secateur.graph import trace
 from secateur.plan import Plan
-from secateur.verify import Check, verify
+from secateur.verification import Check, verify
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -1,0 +1,124 @@
+"""Make the tensors smaller: the cut itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import PlanError
+from secateur.graph.trace import copy_model, named_tensors
+from secateur.plan import Plan
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
+    """Remove the units of ``plan`` from the network.
+
+    Args:
+        model: the network that the plan was made for.
+        plan: what to remove.
+        inplace: change ``model`` itself instead of a copy.
+
+    Returns:
+        The network with smaller tensors, of the same class. Gradients are dropped.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    check_fit(model, plan)
+    if inplace:
+        made = {
+            id(tensor): _kept(tensor, plan.cuts[name])
+            for name, tensor in named_tensors(model)
+            if name in plan.cuts
+        }
+        for module in model.modules():
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    if tensor is not None and id(tensor) in made:
+                        table[key] = made[id(tensor)]  # type: ignore[assignment]
+        pruned = model
+    else:
+        pruned = copy_model(model, lambda name, t: _kept(t, plan.cuts.get(name, {})))  # type: ignore[assignment]
+    set_attributes(pruned, plan.attributes)
+    declare_sizes(pruned)
+    return pruned
+
+
+def check_fit(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises:
+        PlanError: names the first tensor that the plan does not fit.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    for name, dims in plan.cuts.items():
+        if name not in shapes:
+            raise PlanError(f"plan cuts {name!r}, which the model does not have")
+        for dim, positions in dims.items():
+            size = shapes[name][dim] if dim < len(shapes[name]) else 0
+            if max(positions) >= size or len(positions) >= size:
+                raise PlanError(
+                    f"plan removes {len(positions)} positions up to {max(positions)} of "
+                    f"dimension {dim} of {name!r}, but its shape is {shapes[name]}"
+                )
+
+
+def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]]) -> Tensor:
+    with torch.no_grad():
+        data = tensor.detach()
+        for dim, positions in cuts.items():
+            keep = torch.ones(data.shape[dim], dtype=torch.bool)
+            keep[list(positions)] = False
+            data = data.index_select(dim, keep.nonzero().squeeze(1).to(data.device))
+        if data.data_ptr() == tensor.data_ptr() or not cuts:
+            data = data.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
+    """Set integers in the model's attributes: "blocks.0.heads" or "norm.shape[0]"."""
+    for path, value in values.items():
+        owner_path, _, leaf = path.rpartition(".")
+        found = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", leaf)
+        if found is None:
+            raise PlanError(f"plan sets {path!r}, which is no attribute's path")
+        owner = model.get_submodule(owner_path)
+        name, index = found.group(1), found.group(2)
+        if not hasattr(owner, name):
+            raise PlanError(f"plan sets {path!r}, which the model does not have")
+        if index is None:
+            setattr(owner, name, value)
+        else:
+            items = list(getattr(owner, name))
+            items[int(index)] = value
+            setattr(owner, name, type(getattr(owner, name))(items))
+
+
+def declare_sizes(model: nn.Module) -> None:
+    """Make the sizes that PyTorch's own modules declare agree with their tensors."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            inner, outer = (0, 1) if module.transposed else (1, 0)
+            shape = module.weight.shape
+            module.in_channels = shape[inner] * (1 if module.transposed else module.groups)
+            module.out_channels = shape[outer] * (module.groups if module.transposed else 1)
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            for tensor in (module.weight, module.running_mean):
+                if tensor is not None:
+                    module.num_features = tensor.shape[0]
+        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+            module.num_channels = module.weight.shape[0]
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = module.weight.shape[0]
+        elif isinstance(module, nn.Embedding):
+            module.embedding_dim = module.weight.shape[1]

@@ -1,0 +1,172 @@
+"""The masked reference: same shapes, removed units contribute nothing to whoever reads them.
+
+A removed unit is zero where it is consumed, not where it is produced: the
+columns of the weights that read it are zero. Where no weight reads it
+(attention scores, a norm or a mean over the units) the operation itself is
+changed while the network runs: contractions see zeros, norms and means run over
+the kept units alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.cutting import check_fit
+from secateur.errors import PlanError
+from secateur.graph.trace import copy_model, plain_attention
+from secateur.plan import MaskPoint, Plan
+
+M = TypeVar("M", bound=nn.Module)
+
+_KEEPS_SHAPE = frozenset(
+    f"aten.{name}"
+    for name in (
+        "_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm",
+        "native_group_norm", "_fused_rms_norm",
+    )
+)  # fmt: skip
+
+
+def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
+    """Return the network with the units of ``plan`` masked.
+
+    Args:
+        model: the network that the plan was made for.
+        plan: what to mask.
+        inplace: change ``model`` itself instead of a copy.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    check_fit(model, plan)
+    masked: M = model if inplace else copy_model(model, lambda _, t: _clone(t))  # type: ignore[assignment]
+    parameters = dict(masked.named_parameters())
+    with torch.no_grad():
+        for name, dim in plan.consumers:
+            weight = parameters[name]
+            weight.index_fill_(dim, _index(plan.cuts[name][dim], weight.device), 0.0)
+    if plan.masks:
+        masker = _Masker(plan.masks)
+        masked.register_forward_pre_hook(masker.enter)
+        masked.register_forward_hook(masker.leave, always_call=True)
+    return masked
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    data = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def _index(positions: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(list(positions), dtype=torch.long, device=device)
+
+
+class _Masker:
+    """Enters a :class:`_MaskMode` around every forward of the masked network."""
+
+    def __init__(self, points: Sequence[MaskPoint]) -> None:
+        self._points = tuple(points)
+        self._open: list[tuple[_MaskMode, Any]] = []
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        attention = plain_attention()
+        attention.__enter__()
+        mode = _MaskMode(self._points)
+        mode.__enter__()
+        self._open.append((mode, attention))
+
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        mode, attention = self._open.pop()
+        mode.__exit__(None, None, None)
+        attention.__exit__(None, None, None)
+
+
+class _MaskMode(TorchDispatchMode):
+    """Applies the mask points as their operations come by."""
+
+    def __init__(self, points: Sequence[MaskPoint]) -> None:
+        super().__init__()
+        self._points: dict[tuple[str, int], list[MaskPoint]] = defaultdict(list)
+        for point in points:
+            self._points[point.op, point.ordinal].append(point)
+        self._watched = {point.op for point in points}
+        self._ordinals: dict[str, int] = defaultdict(int)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = str(func.overloadpacket)
+        if name not in self._watched:
+            return func(*args, **kwargs)
+        points = self._points.get((name, self._ordinals[name]), ())
+        self._ordinals[name] += 1
+        if not points:
+            return func(*args, **kwargs)
+        changed = list(args)
+        for point in points:
+            size = changed[point.arg].shape[point.dim]
+            if size != point.size:
+                raise PlanError(
+                    f"the masked network takes another path than the traced one: {name} number "
+                    f"{point.ordinal} meets size {size} where the plan has {point.size}"
+                )
+            if point.how == "mask":
+                x = changed[point.arg]
+                gone = _index(point.removed, x.device)
+                changed[point.arg] = x.index_fill(point.dim, gone, 0.0)
+        gathered = [point for point in points if point.how == "gather"]
+        if not gathered:
+            return func(*changed, **kwargs)
+        return _gather(func, name, changed, kwargs, gathered)
+
+
+def _gather(func: Any, name: str, args: list[Any], kwargs: Any, points: Sequence[MaskPoint]) -> Any:
+    """Run an operation over the kept positions; put its result back in place."""
+    whole = args[0]
+    kept: dict[int, Tensor] = {}
+    for point in points:
+        alive = torch.ones(point.size, dtype=torch.bool, device=whole.device)
+        alive[list(point.removed)] = False
+        kept[point.dim] = alive.nonzero().squeeze(1)
+    args[0] = _select(whole, kept)
+    if name in ("aten.native_layer_norm", "aten._fused_rms_norm"):
+        lead = whole.dim() - len(args[1])
+        args[1] = list(args[0].shape[lead:])
+        inner = {dim - lead: index for dim, index in kept.items()}
+        for i in (2, 3):
+            if len(args) > i and isinstance(args[i], Tensor):
+                args[i] = _select(args[i], inner)
+    elif name == "aten.native_group_norm":
+        channels, groups = args[4], args[6]
+        index = kept[1]
+        for i in (1, 2):
+            if isinstance(args[i], Tensor):
+                args[i] = args[i].index_select(0, index)
+        args[0] = args[0].contiguous()
+        args[4] = len(index)
+        args[6] = len(torch.unique(index // (channels // groups)))
+    result = func(*args, **kwargs)
+    if name not in _KEEPS_SHAPE:
+        return result
+    first = result[0] if isinstance(result, tuple) else result
+    full = whole.new_zeros(whole.shape, dtype=first.dtype)
+    grid = [torch.arange(n, device=whole.device) for n in whole.shape]
+    for dim, index in kept.items():
+        grid[dim] = index
+    full[torch.meshgrid(*grid, indexing="ij")] = first
+    return (full, *result[1:]) if isinstance(result, tuple) else full
+
+
+def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    for dim, index in kept.items():
+        tensor = tensor.index_select(dim, index)
+    return tensor

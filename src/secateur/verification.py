@@ -1,0 +1,140 @@
+"""Prove that a cut network computes what the masked network computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import InputError
+from secateur.graph.program import tensor_leaves
+from secateur.graph.trace import check_inputs, copy_model, map_tensors, plain_attention, run_model
+from secateur.masking import mask
+from secateur.plan import Plan
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The proof.
+
+    Attributes:
+        max_error: largest difference between an output of the cut network and
+            the reference's, relative to that output's largest magnitude.
+        tolerance: the most that counts as equal.
+        ok: whether all outputs are equal within the tolerance.
+        changed: whether the reference differs from the dense network at all; where
+            it does not (a zero output layer, say) the check proves nothing.
+        dtype: precision of the computation.
+    """
+
+    max_error: float
+    tolerance: float
+    ok: bool
+    changed: bool
+    dtype: str
+
+
+def verify(
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Check:
+    """Compare ``pruned`` with the masked reference of ``model``, in eval mode.
+
+    Args:
+        model: the dense network.
+        pruned: what ``cut`` made of it.
+        plan: what was removed.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        dtype: float64 (tolerance 1e-10) or float32 (1e-4).
+
+    Raises:
+        InputError: arguments of the wrong kind.
+        PlanError: the plan does not fit the model.
+    """
+    check_inputs(model, example_inputs)
+    if dtype not in TOLERANCES:
+        raise InputError(f"dtype must be torch.float64 or torch.float32, but got {dtype}")
+    inputs = map_tensors(example_inputs, lambda t: _to(t, dtype))
+    dense = copy_model(model, lambda _, t: _to(t, dtype)).eval()
+    small = copy_model(pruned, lambda _, t: _to(t, dtype)).eval()
+    outputs = [_outputs(network, inputs, dtype) for network in (dense, mask(dense, plan), small)]
+    before, reference, result = outputs
+    error = _error(result, reference)
+    tolerance = TOLERANCES[dtype]
+    return Check(
+        max_error=error,
+        tolerance=tolerance,
+        ok=error <= tolerance,
+        changed=_error(before, reference) > tolerance,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _outputs(network: nn.Module, inputs: Any, dtype: torch.dtype) -> list[Tensor]:
+    fresh = map_tensors(inputs, torch.clone)
+    with torch.no_grad(), plain_attention(), _Precision(dtype):
+        return [tensor.detach() for tensor in tensor_leaves(run_model(network, fresh))]
+
+
+def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Copy a tensor, floating ones in ``dtype`` and complex ones to match."""
+    data = tensor.detach()
+    if data.is_floating_point():
+        data = data.to(dtype, copy=True)
+    elif data.is_complex():
+        data = data.to(torch.complex128 if dtype == torch.float64 else torch.complex64, copy=True)
+    else:
+        data = data.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=False)
+    return data
+
+
+def _error(result: list[Tensor], reference: list[Tensor]) -> float:
+    """Return the largest relative difference; infinite where shapes or NaNs differ."""
+    if len(result) != len(reference):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(result, reference, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not (a.is_floating_point() or a.is_complex()):
+            worst = worst if torch.equal(a, b) else float("inf")
+            continue
+        if a.numel() == 0:
+            continue
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return float("inf")
+        a, b = a[a.isfinite()], b[b.isfinite()]
+        if a.numel():
+            scale = b.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+            worst = max(worst, float((a - b).abs().max() / scale))
+    return worst
+
+
+class _Precision(TorchDispatchMode):
+    """Keeps a network in ``dtype`` where its own code casts to a narrower one."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = {key: self._wide(value) for key, value in (kwargs or {}).items()}
+        return func(*(self._wide(arg) for arg in args), **kwargs)
+
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value.is_floating_point:
+            return self._dtype
+        return value
