@@ -371,21 +371,24 @@ def repeat(flow: Flow, node: Node) -> None:
 
 @rule("constant_pad_nd")
 def pad(flow: Flow, node: Node) -> None:
-    """Constant padding adds positions that are always there; cropping is a slice."""
+    """Constant padding adds positions, as many as the code states; cropping takes a range."""
     dims = list(flow.dims(node.args[0]))
     amounts = node.args[1]
+    call = node.call
+    stated = amounts
+    if call is not None and call.name == "pad" and len(call.args) > 1:
+        stated = call.args[1] if len(call.args[1]) == len(amounts) else amounts
     for k in range(len(amounts) // 2):
         low, high = amounts[2 * k], amounts[2 * k + 1]
         d = len(dims) - 1 - k
         if low < 0 or high < 0:
             flow.pin(node, [dims[d]], "it is cropped by a fixed amount")
         axis = dims[d][max(0, -low) : len(dims[d]) - max(0, -high)]
-        reason = f"{flow.where(node)}: zero padding of the dimension"
         parts = [axis]
         if low > 0:
-            parts.insert(0, flow.pinned(low, reason))
+            parts.insert(0, flow.sized(node, low, stated[2 * k]))
         if high > 0:
-            parts.append(flow.pinned(high, reason))
+            parts.append(flow.sized(node, high, stated[2 * k + 1]))
         dims[d] = stack(parts)
     flow.set(node, dims)
 
