@@ -1,1 +1,7 @@
+"""Results as tables, figures and one self-contained page; reads records only, knows no torch."""
 
+from secateur.report.export import write_tables
+from secateur.report.page import write_report
+from secateur.report.tables import Row, table
+
+__all__ = ["Row", "table", "write_report", "write_tables"]

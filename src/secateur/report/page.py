@@ -1,0 +1,196 @@
+"""A result as one HTML file that needs nothing else: no network, no server, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from secateur.errors import InputError
+from secateur.report import figures, tables
+from secateur.report.figures import Figure
+from secateur.report.summary import proof, summary
+from secateur.report.tables import Table
+from secateur.results import Result
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table on the page; a folded one opens on demand."""
+
+    table: Table
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page under its own heading; an empty one is left out."""
+
+    name: str
+    title: str
+    texts: tuple[str, ...] = ()
+    figure: Figure | None = None
+    tables: tuple[Shown, ...] = ()
+    bullets: tuple[str, ...] = ()
+    code: str = ""
+
+
+def write_report(result: Result, path: Path) -> Path:
+    """Write ``result`` as one self-contained HTML page; the same result gives the same bytes.
+
+    Args:
+        result: what to show.
+        path: the file to write, in a folder that exists; replaced whole or not at all.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: ``path`` is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise InputError(f"path must be a file, but {path} is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"path must lie in an existing folder, but {path.parent} does not exist")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(render(result), encoding="utf-8", newline="\n")
+    partial.replace(path)
+    return path
+
+
+def render(result: Result) -> str:
+    """The page of ``result`` as HTML text."""
+    sections = _sections(result)
+    drawn = any(section.figure for section in sections)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=result.title,
+            good=result.check.ok and result.check.changed,
+            proof=proof(result.check),
+            summary=summary(result),
+            sections=sections,
+            css=Markup(_file("page.css")),
+            script=_script(_file("page.js")),
+            plotly=_script(get_plotlyjs()) if drawn else "",
+        )
+    )
+
+
+def _sections(result: Result) -> tuple[Section, ...]:
+    """The page from top to bottom, without the parts that have nothing to show."""
+    every = (
+        Section("results", "Results", tables=(Shown(tables.main_table(result)),)),
+        Section(
+            "accuracy",
+            "Accuracy against sparsity",
+            figure=figures.accuracy_figure(result),
+            tables=_with_rows(tables.points_table(result), folded=True),
+        ),
+        Section(
+            "widths",
+            "Widths before and after",
+            figure=figures.widths_figure(result),
+            tables=_with_rows(tables.widths_table(result), folded=True),
+        ),
+        Section(
+            "training",
+            "Training",
+            figure=figures.training_figure(result),
+            tables=_with_rows(tables.history_table(result), folded=True),
+        ),
+        _kept_section(result),
+        Section(
+            "proof",
+            "Proof",
+            texts=(proof(result.check),),
+            tables=(Shown(tables.proof_table(result)),),
+        ),
+        Section("notes", "Notes", bullets=result.notes),
+        Section(
+            "repeat",
+            "To repeat it",
+            code=result.command,
+            tables=(
+                *_with_rows(tables.asked_table(result), folded=True),
+                *_with_rows(tables.environment_table(result)),
+            ),
+        ),
+    )
+    return tuple(section for section in every if _has_content(section))
+
+
+def _kept_section(result: Result) -> Section:
+    texts = []
+    if not result.given_back:
+        texts.append("Every unit that was marked for removal was removed.")
+    if not result.pinned:
+        texts.append("Nothing was pinned: every dimension could be cut.")
+    return Section(
+        "kept",
+        "Pinned and given back",
+        texts=tuple(texts),
+        bullets=_reasons(result),
+        tables=(
+            *_with_rows(tables.given_back_table(result)),
+            *_with_rows(tables.pinned_table(result), folded=True),
+        ),
+    )
+
+
+def _reasons(result: Result) -> tuple[str, ...]:
+    """How many dimensions each reason pins, most first."""
+    counts = Counter(pin.reason for pin in result.pinned)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(
+        f"{number} {'dimension' if number == 1 else 'dimensions'} pinned: {reason}"
+        for reason, number in ordered
+    )
+
+
+def _with_rows(table: Table, *, folded: bool = False) -> tuple[Shown, ...]:
+    return (Shown(table, folded),) if table.rows else ()
+
+
+def _has_content(section: Section) -> bool:
+    parts: Sequence[object] = (section.texts, section.tables, section.bullets, section.code)
+    return section.figure is not None or any(parts)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["together"] = _together
+    return environment
+
+
+def _file(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(source: str) -> Markup:
+    """Script text that cannot end its own element."""
+    return Markup(re.sub(r"</(script)", r"<\\/\1", source, flags=re.IGNORECASE))
+
+
+def _together(text: str) -> str:
+    """Keep a number, its unit and its exponent on one line."""
+    text = re.sub(r"(?<=\de-)(?=\d)", "\u2060", text)
+    text = re.sub(r"(?<=\bbatch) (?=\d)", "\u00a0", text)
+    return re.sub(r"(?<=\d) (?=(?:%|[kMGTP]?B|[kMGTP]|points|s)(?!\w))", "\u00a0", text)

@@ -1,0 +1,375 @@
+"""Typed tables of a result: computed here, drawn by the page, printed by the command line.
+
+A :class:`Cell` keeps the value beside the text that people read, so that a page
+can sort by it and a file can hold it unrounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.report import format as fmt
+from secateur.results import Measured, Quality, Result, Speed
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the main table, ready to print."""
+
+    label: str
+    dense: str
+    pruned: str
+    change: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and the text that stands for it; where it has an interval, its bounds and text."""
+
+    value: Value
+    text: str
+    detail: str = ""
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def full(self) -> str:
+        """Text and detail in one line."""
+        return f"{self.text} ({self.detail})" if self.detail else self.text
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in files, its title on the page, and whether it holds numbers."""
+
+    key: str
+    title: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named table; every row has one cell for each column, the first one names the row."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    sortable: bool = True
+
+
+_SIDES = (Column("dense", "Dense", True), Column("pruned", "Pruned", True))
+_NOT_MEASURED = Cell(None, "not measured")
+
+
+def table(result: Result) -> list[Row]:
+    """The main table as plain text rows: dense, pruned and the change."""
+    return [
+        Row(label.text, dense.full, pruned.full, change.text)
+        for label, dense, pruned, change in main_table(result).rows
+    ]
+
+
+def tables(result: Result) -> tuple[Table, ...]:
+    """Every table of the result that has rows, in the order of the page."""
+    every = (
+        main_table(result),
+        points_table(result),
+        widths_table(result),
+        history_table(result),
+        given_back_table(result),
+        pinned_table(result),
+        proof_table(result),
+        asked_table(result),
+        environment_table(result),
+    )
+    return tuple(one for one in every if one.rows)
+
+
+def main_table(result: Result) -> Table:
+    """Dense against pruned: quality, size and speed."""
+    dense, pruned = result.dense, result.pruned
+    rows = [*_quality_rows(dense.quality, pruned.quality), *_size_rows(dense, pruned)]
+    before, after = _by_setting(dense.speeds), _by_setting(pruned.speeds)
+    rows += [
+        _speed_row(setting, before.get(setting), after.get(setting))
+        for setting in sorted({*before, *after})
+    ]
+    columns = (Column("measure", "Measure"), *_SIDES, Column("change", "Change", True))
+    return Table("results", _main_caption(result), columns, tuple(rows), sortable=False)
+
+
+def points_table(result: Result) -> Table:
+    """Every network that was compared."""
+    columns = (
+        Column("criterion", "Criterion"),
+        Column("scope", "Scope"),
+        Column("sparsity", "Sparsity", True),
+        Column("split", "Split"),
+        Column("accuracy", "Accuracy", True),
+        Column("loss", "Loss", True),
+        Column("params", "Parameters", True),
+        Column("macs", "MACs", True),
+        Column("chosen", "Chosen"),
+    )
+    rows = tuple(
+        (
+            _text(point.criterion),
+            _text(point.scope),
+            Cell(point.sparsity, fmt.percent(point.sparsity, 1)),
+            _text(point.split),
+            Cell(point.accuracy, fmt.percent(point.accuracy)),
+            Cell(point.loss, fmt.decimal(point.loss)),
+            Cell(point.params, fmt.count(point.params)),
+            Cell(point.macs, fmt.short(point.macs)),
+            Cell(point.chosen, "chosen" if point.chosen else ""),
+        )
+        for point in result.points
+    )
+    return Table("points", "Every network that was compared.", columns, rows)
+
+
+def widths_table(result: Result) -> Table:
+    """Output width of every layer, in the order of the network."""
+    columns = (
+        Column("layer", "Layer"),
+        *_SIDES,
+        Column("removed", "Removed", True),
+    )
+    rows = tuple(
+        (
+            _text(width.layer),
+            Cell(width.dense, fmt.count(width.dense)),
+            Cell(width.pruned, fmt.count(width.pruned)),
+            _removed(width.dense, width.pruned),
+        )
+        for width in result.widths
+    )
+    caption = "Output channels or neurons of each layer, in the order of the network."
+    return Table("widths", caption, columns, rows)
+
+
+def history_table(result: Result) -> Table:
+    """Every epoch of training."""
+    columns = (
+        Column("phase", "Phase"),
+        Column("epoch", "Epoch", True),
+        Column("lr", "Learning rate", True),
+        Column("train_loss", "Training loss", True),
+        Column("val_loss", "Validation loss", True),
+        Column("val_accuracy", "Validation accuracy", True),
+        Column("seconds", "Time", True),
+    )
+    rows = tuple(
+        (
+            _text(epoch.phase),
+            Cell(epoch.epoch, fmt.count(epoch.epoch)),
+            Cell(epoch.lr, fmt.tiny(epoch.lr)),
+            Cell(epoch.train_loss, fmt.decimal(epoch.train_loss)),
+            Cell(epoch.val_loss, fmt.decimal(epoch.val_loss)),
+            Cell(epoch.val_accuracy, fmt.percent(epoch.val_accuracy)),
+            Cell(epoch.seconds, fmt.duration(epoch.seconds)),
+        )
+        for epoch in result.history
+    )
+    return Table("history", "Every epoch of training.", columns, rows)
+
+
+def pinned_table(result: Result) -> Table:
+    """Dimensions that could not be cut."""
+    columns = (
+        Column("name", "Parameter"),
+        Column("dim", "Dimension", True),
+        Column("reason", "Reason"),
+    )
+    rows = tuple(
+        (_text(pin.name), Cell(pin.dim, str(pin.dim)), _text(pin.reason)) for pin in result.pinned
+    )
+    return Table("pinned", "Dimensions that were not cut, and why.", columns, rows)
+
+
+def given_back_table(result: Result) -> Table:
+    """Units that a criterion chose and the plan could not honour."""
+    columns = (Column("group", "Group"), Column("units", "Units given back", True))
+    rows = tuple(
+        (_text(group), Cell(units, fmt.count(units)))
+        for group, units in sorted(result.given_back.items())
+    )
+    caption = "Units that were marked for removal and kept, so that the network stays valid."
+    return Table("given_back", caption, columns, rows)
+
+
+def proof_table(result: Result) -> Table:
+    """The comparison of the cut network with its masked reference."""
+    check = result.check
+    caption = "The cut network against its masked reference, on the same inputs."
+    return _pairs(
+        "proof",
+        caption,
+        ("Check", "Value"),
+        {
+            "Largest relative error": Cell(check.max_error, fmt.tiny(check.max_error)),
+            "Tolerance": Cell(check.tolerance, fmt.tiny(check.tolerance)),
+            "Computed in": _text(check.dtype),
+            "Within tolerance": _yes(check.ok),
+            "The cut changed the output": _yes(check.changed),
+        },
+    )
+
+
+def asked_table(result: Result) -> Table:
+    """Every setting of the run, nested ones as dotted names."""
+    settings = {key: _text(value) for key, value in flatten(result.asked)}
+    caption = "Every setting of the run, defaults included."
+    return _pairs("asked", caption, ("Setting", "Value"), settings)
+
+
+def environment_table(result: Result) -> Table:
+    """Where the run took place."""
+    found = {key: _text(value) for key, value in sorted(result.environment.items())}
+    return _pairs("environment", "Where it ran.", ("Part", "Version or name"), found)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text) pairs, in the order given; empty ones stay visible."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            pairs += flatten(value, f"{name}.")
+        else:
+            pairs.append((name, _say(value)))
+    return pairs
+
+
+def _say(value: Any) -> str:
+    """One setting as text."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_say(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_say(one) for one in value) or "none"
+    return str(value)
+
+
+def _text(value: str) -> Cell:
+    return Cell(value, value)
+
+
+def _yes(value: bool) -> Cell:
+    return Cell(value, "yes" if value else "no")
+
+
+def _pairs(name: str, caption: str, titles: tuple[str, str], rows: Mapping[str, Cell]) -> Table:
+    """A table of names and values."""
+    columns = (Column("name", titles[0]), Column("value", titles[1]))
+    body = tuple((_text(key), cell) for key, cell in rows.items())
+    return Table(name, caption, columns, body, sortable=False)
+
+
+def _removed(dense: int, pruned: int) -> Cell:
+    if not dense:
+        return Cell(None, "n/a")
+    share = 1 - pruned / dense
+    return Cell(share, fmt.percent(share, 1))
+
+
+def _main_caption(result: Result) -> str:
+    dense, pruned = result.dense.quality, result.pruned.quality
+    if (dense.split, dense.count) == (pruned.split, pruned.count):
+        where = f"on the {dense.split} split ({fmt.count(dense.count)} images)"
+    else:
+        where = (
+            f"dense on {dense.split} ({fmt.count(dense.count)} images), pruned on "
+            f"{pruned.split} ({fmt.count(pruned.count)} images): not like for like"
+        )
+    text = (
+        f"Dense and pruned, measured {where}. Accuracy with its 95 % interval (Wilson); "
+        "precision, recall and F1 are macro averages; MACs are for one input"
+    )
+    turns = sorted({speed.repeats for speed in (*result.dense.speeds, *result.pruned.speeds)})
+    if turns:
+        counts = " or ".join(fmt.count(one) for one in turns)
+        text += f"; speeds are medians of {counts} turns, with their quartiles"
+    return text + "."
+
+
+def _quality_rows(dense: Quality, pruned: Quality) -> list[tuple[Cell, ...]]:
+    def share(label: str, read: Callable[[Quality], float]) -> tuple[Cell, ...]:
+        before, after = read(dense), read(pruned)
+        return (
+            _text(label),
+            Cell(before, fmt.percent(before)),
+            Cell(after, fmt.percent(after)),
+            Cell(after - before, fmt.points(after - before)),
+        )
+
+    label, before, after, change = share("Accuracy", lambda one: one.accuracy)
+    loss = (
+        _text("Loss"),
+        Cell(dense.loss, fmt.decimal(dense.loss)),
+        Cell(pruned.loss, fmt.decimal(pruned.loss)),
+        Cell(pruned.loss - dense.loss, fmt.difference(pruned.loss - dense.loss)),
+    )
+    return [
+        (label, _bounded(before, dense), _bounded(after, pruned), change),
+        share("Precision", lambda one: one.precision),
+        share("Recall", lambda one: one.recall),
+        share("F1", lambda one: one.f1),
+        loss,
+    ]
+
+
+def _bounded(cell: Cell, quality: Quality) -> Cell:
+    low, high = fmt.percent(quality.low), fmt.percent(quality.high)
+    detail = f"{low.removesuffix(' %')} to {high}"
+    return Cell(cell.value, cell.text, detail, (quality.low, quality.high))
+
+
+def _size_rows(dense: Measured, pruned: Measured) -> list[tuple[Cell, ...]]:
+    before, after = dense.size, pruned.size
+
+    def row(label: str, old: int, new: int, say: Callable[[int], str]) -> tuple[Cell, ...]:
+        change = new / old - 1 if old else None
+        return (
+            _text(label),
+            Cell(old, say(old)),
+            Cell(new, say(new)),
+            Cell(change, fmt.relative(old, new)),
+        )
+
+    return [
+        row("Parameters", before.params, after.params, fmt.count),
+        row("MACs", before.macs, after.macs, fmt.short),
+        row("Weight file, raw", before.bytes_raw, after.bytes_raw, fmt.size),
+        row("Weight file, gzipped", before.bytes_gzip, after.bytes_gzip, fmt.size),
+    ]
+
+
+def _by_setting(speeds: Sequence[Speed]) -> dict[tuple[int, int], Speed]:
+    return {(speed.batch, speed.threads): speed for speed in speeds}
+
+
+def _speed_row(
+    setting: tuple[int, int], dense: Speed | None, pruned: Speed | None
+) -> tuple[Cell, ...]:
+    batch, threads = setting
+    plural = "thread" if threads == 1 else "threads"
+    label = f"Inferences per second, batch {fmt.count(batch)}, {threads} {plural}"
+    change = Cell(None, "n/a")
+    if dense is not None and pruned is not None and dense.median:
+        change = Cell(pruned.median / dense.median, fmt.times(dense.median, pruned.median))
+    return (_text(label), _speed_cell(dense), _speed_cell(pruned), change)
+
+
+def _speed_cell(speed: Speed | None) -> Cell:
+    if speed is None:
+        return _NOT_MEASURED
+    spread = f"{fmt.significant(speed.low)} to {fmt.significant(speed.high)}"
+    return Cell(speed.median, fmt.significant(speed.median), spread, (speed.low, speed.high))
