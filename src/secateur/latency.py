@@ -130,6 +130,8 @@ def _batch(example: Any, size: int, device: torch.device) -> Any:
     if isinstance(example, Tensor):
         if example.ndim == 0:
             raise InputError("example must have a leading batch dimension, but a tensor is scalar")
+        if len(example) == 0:
+            raise InputError("example must hold at least one sample, but a tensor is empty")
         first = example[:1].detach().to(device)
         return first.expand(size, *first.shape[1:]).contiguous()
     if isinstance(example, Mapping):

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.latency import paired, summary
+
+
+class Clock:
+    """Time that only passes when a network works."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Works(nn.Module):
+    """Takes ``costs`` in turn (the last one for ever) and notes what it sees."""
+
+    def __init__(self, clock: Clock, diary: list[str], name: str, costs: list[float]) -> None:
+        super().__init__()
+        self.clock, self.diary, self.name, self.costs = clock, diary, name, list(costs)
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        self.clock.now += self.costs.pop(0) if len(self.costs) > 1 else self.costs[0]
+        self.diary.append(self.name)
+        modes = self.training, torch.is_grad_enabled(), torch.get_num_threads()
+        self.seen.append((tuple(x.shape), modes, extra))
+        return x
+
+
+def test_turns_alternate_and_speeds_are_exact() -> None:
+    clock, diary = Clock(), []
+    models = {"dense": Works(clock, diary, "d", [0.5]), "pruned": Works(clock, diary, "p", [0.125])}
+    found = paired(models, torch.zeros(1, 3), batch=4, repeats=3, seconds=6, clock=clock)
+    # One second per turn: 2 passes of the dense network, 8 of the pruned one, after 3 to warm up.
+    assert "".join(diary) == "ddd" + "ppp" + ("dd" + "pppppppp") * 3
+    assert found["dense"].median == found["dense"].low == found["dense"].high == 8
+    assert found["pruned"].median == 32
+    assert (found["pruned"].batch, found["pruned"].threads, found["pruned"].repeats) == (4, 1, 3)
+
+
+def test_one_slow_turn_does_not_move_the_median() -> None:
+    clock, diary = Clock(), []
+    model = Works(clock, diary, "a", [1.0] * 4 + [50.0] + [1.0])
+    found = paired({"a": model}, torch.zeros(1, 3), repeats=5, seconds=0.1, clock=clock)
+    assert found["a"].median == 1
+    assert len(diary) == 3 + 5
+
+
+def test_warm_up_counts_its_fastest_pass() -> None:
+    clock, diary = Clock(), []
+    model = Works(clock, diary, "a", [9.0, 3.0, 0.5])
+    paired({"a": model}, torch.zeros(1, 3), repeats=1, seconds=2, clock=clock)
+    assert len(diary) == 3 + 4
+
+
+def test_a_clock_that_stands_still_is_no_division_by_zero() -> None:
+    model = Works(Clock(), [], "a", [0.0])
+    found = paired({"a": model}, torch.zeros(1, 3), repeats=2, seconds=1e-9, clock=Clock())
+    assert found["a"].median == pytest.approx(1e9)
+
+
+def test_networks_see_the_batch_in_eval_mode_with_the_asked_threads() -> None:
+    clock = Clock()
+    model = Works(clock, [], "a", [1.0])
+    before = torch.get_num_threads()
+    wanted = 1 if before > 1 else 2
+    paired({"a": model}, torch.zeros(1, 3, 8), batch=5, repeats=1, threads=wanted, clock=clock)
+    assert {seen[:2] for seen in model.seen} == {((5, 3, 8), (False, False, wanted))}
+    assert torch.get_num_threads() == before
+    assert model.training
+
+
+def test_thread_count_and_mode_come_back_after_an_error() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no")
+
+    model, before = Broken(), torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="no"):
+        paired({"a": model}, torch.zeros(1, 3), threads=before + 1)
+    assert torch.get_num_threads() == before
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict"])
+def test_inputs_may_be_many(kind: str) -> None:
+    clock = Clock()
+    model = Works(clock, [], "a", [1.0])
+    x, extra = torch.arange(6.0).view(2, 3), torch.arange(4).view(2, 2)
+    example = (x, extra) if kind == "tuple" else {"x": x, "extra": extra}
+    paired({"a": model}, example, batch=3, repeats=1, clock=clock)
+    shape, _, seen = model.seen[0]
+    assert shape == (3, 3)
+    assert torch.equal(seen, torch.tensor([[0, 1]] * 3))
+
+
+def test_summary_has_the_median_and_quartiles() -> None:
+    speeds = [5.0, 1.0, 4.0, 2.0, 3.0, 9.0]
+    found = summary(speeds, 2, 1)
+    low, median, high = statistics.quantiles(speeds, n=4, method="inclusive")
+    assert (found.low, found.median, found.high) == pytest.approx((low, median, high))
+    assert (found.batch, found.threads, found.repeats) == (2, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1, but got 0"),
+        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"seconds": 0}, "seconds must be above 0"),
+        ({"models": {}}, "models must hold at least one network"),
+        ({"example": torch.tensor(1.0)}, "example must have a leading batch dimension"),
+        ({"example": torch.zeros(0, 3)}, "example must hold at least one sample"),
+    ],
+)
+def test_bad_arguments_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        paired(**({"models": {"a": nn.Identity()}, "example": torch.zeros(1, 3)} | settings))
