@@ -224,7 +224,7 @@ def test_misfits_are_named_and_nothing_is_changed(tmp_path: Path) -> None:
 def test_weights_of_another_network_name_the_strangers(tmp_path: Path) -> None:
     state = digits_cnn().state_dict() | {"extra": torch.ones(1)}
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match="DigitsCNN: extra is not in the model$"):
+    with pytest.raises(InputError, match=r"DigitsCNN: extra is not in the model$"):
         load_weights(digits_cnn(), tmp_path / "w.safetensors")
 
 
