@@ -65,10 +65,10 @@ def allocate(
         raise PlanError(f"nothing can be cut; pinned by: {'; '.join(reasons) or 'no parameters'}")
 
     order = {name: torch.argsort(values, stable=True).tolist() for name, values in scores.items()}
-    steps = _steps(graph, scores, order, scope, round_to)
+    if target == "sparsity" and scope == "local":
+        return make_plan(graph, _local(order, value, round_to))
+    steps = _steps(scores, order, scope, round_to)
     if target == "sparsity":
-        if scope == "local":
-            return make_plan(graph, _local(graph, order, value, round_to))
         total = sum(graph.by_name[name].size for name in scores)
         count = _first(len(steps), lambda n: sum(k for _, k in steps[:n]) > value * total) - 1
         return make_plan(graph, _taken(order, steps[: max(count, 0)]))
@@ -110,9 +110,7 @@ def _allowed(size: int, wanted: int, round_to: int) -> int:
     return max(0, size - kept)
 
 
-def _local(
-    graph: Graph, order: Mapping[str, list[int]], sparsity: float, round_to: int
-) -> dict[str, list[int]]:
+def _local(order: Mapping[str, list[int]], sparsity: float, round_to: int) -> dict[str, list[int]]:
     # A product such as 0.7 x 10 may fall just short of its whole number.
     return {
         name: units[: _allowed(len(units), math.floor(sparsity * len(units) + 1e-9), round_to)]
@@ -121,7 +119,6 @@ def _local(
 
 
 def _steps(
-    graph: Graph,
     scores: Mapping[str, Tensor],
     order: Mapping[str, list[int]],
     scope: str,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from secateur.errors import InputError
 from secateur.graph.program import tensor_leaves
-from secateur.graph.trace import run_model
+from secateur.graph.tracing import run_model
 
 Batches = Iterable[tuple[Any, Any]]
 Loss = Callable[[Any, Any], Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.trace import copy_model, named_tensors
+from secateur.graph.tracing import copy_model, named_tensors
 from secateur.plan import Plan
 
 M = TypeVar("M", bound=nn.Module)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
-from secateur.graph.trace import copy_model, plain_attention
+from secateur.graph.tracing import copy_model, plain_attention
 from secateur.plan import MaskPoint, Plan
 
 M = TypeVar("M", bound=nn.Module)

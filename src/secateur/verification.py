@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError
 from secateur.graph.program import tensor_leaves
-from secateur.graph.trace import check_inputs, copy_model, map_tensors, plain_attention, run_model
+from secateur.graph.tracing import check_inputs, copy_model, map_tensors, plain_attention, run_model
 from secateur.masking import mask
 from secateur.plan import Plan
 

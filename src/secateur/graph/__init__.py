@@ -13,7 +13,7 @@ from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
-from secateur.graph.trace import record
+from secateur.graph.tracing import record
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 

@@ -43,6 +43,7 @@ class Axes:
         self._reason = np.zeros(1024, dtype=np.int64)
         self._row = np.full(1024, -1, dtype=np.int64)
         self._products = np.zeros((0, 2), dtype=np.int64)
+        self._cache: dict[int, tuple[Axis, Axis]] | None = None
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
 
@@ -86,8 +87,19 @@ class Axes:
             axis = self._roots(np.concatenate(columns, axis=1))
         return axis
 
+    def freeze(self) -> None:
+        """Declare that nothing changes any more, so that results may be remembered."""
+        self._cache = {}
+
     def canon(self, axis: Axis) -> Axis:
         """Return ``axis`` in free roots: pinned atoms, repeats and empty columns dropped."""
+        if self._cache is None:
+            return self._canon(axis)
+        if id(axis) not in self._cache:
+            self._cache[id(axis)] = (axis, self._canon(axis))  # kept, so that its id stays its own
+        return self._cache[id(axis)][1]
+
+    def _canon(self, axis: Axis) -> Axis:
         if axis.shape[1] == 0:
             return axis
         axis = self.expand(axis)
@@ -128,8 +140,21 @@ class Axes:
             raise ValueError(f"axes of {len(left)} and {len(right)} positions cannot be unified")
         if left is right:
             return
+        if left.shape[1] == 1 and right.shape[1] == 1:
+            a, b = self._roots(left[:, 0]), self._roots(right[:, 0])
+            both = np.concatenate([a, b])
+            if (self._row[both] < 0).all() and not self._reason[both].any() and both.all():
+                self._union(a, b)
+                return
+        given = (left, right)
         for _ in range(64):
-            left, right = self._apart(self.canon(left), self.canon(right))
+            left, right = self.canon(left), self.canon(right)
+            if left.shape == right.shape and np.array_equal(left, right):
+                return
+            left, right = self._apart(left, right)
+            if left.shape[1] == 0 or right.shape[1] == 0 or not (left.any(1) & right.any(1)).all():
+                found = self.reasons(given[0]) or self.reasons(given[1])
+                reason = found[0] if found else reason
             if left.shape[1] == 0 and right.shape[1] == 0:
                 return
             if not self._match(left, right, reason):
@@ -201,7 +226,11 @@ class Axes:
 
     def _union(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
         while True:
-            a, b = self._roots(left), self._roots(right)
+            a, b = self._parent[left], self._parent[right]
+            while not np.array_equal(above := self._parent[a], a):
+                a = above
+            while not np.array_equal(above := self._parent[b], b):
+                b = above
             low, high = np.minimum(a, b), np.maximum(a, b)
             differ = low != high
             if not differ.any():

@@ -15,7 +15,7 @@ import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
 from secateur.graph.program import Node, Program, Ref
-from secateur.graph.sizes import Dim, Expr, expr_of
+from secateur.graph.sizes import Apply, Dim, Expr, expr_of
 from secateur.registry import Registry
 
 Rule = Callable[["Flow", Node], None]
@@ -99,6 +99,36 @@ class Flow:
         for key in self.program.outputs:
             for axis in self.dims(Ref(key)):
                 self.axes.pin(axis, "the model's output")
+        for (left, right), module in self.program.equalities.items():
+            self._hold(left, right, module)
+        self._pin_unread()
+        self.axes.freeze()
+
+    def _hold(self, left: Expr, right: Expr, module: str) -> None:
+        """Keep two sizes equal that the model's code compared and found equal."""
+        where = f"a comparison in {module or 'the model'}"
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, Dim) and self._dims[one.tensor] is not None:
+                axis = self.dims(Ref(one.tensor))[one.dim]
+                if isinstance(other, int):
+                    self.axes.pin(axis, f"{where}: size {other} is fixed in the model's code")
+                else:
+                    self.requirements.append(Requirement(other, axis, where))
+                return
+        self.requirements.append(Requirement(Apply("-", left, right), fixed(0), where))
+
+    def _pin_unread(self) -> None:
+        """Pin what no operation consumes: removing it would change no computation."""
+        read = np.zeros(self.axes.count, dtype=bool)
+        for place in self.reads:
+            read[self.axes.canon(place.axis)] = True
+        for key, info in enumerate(self.program.tensors):
+            if info.kind in ("parameter", "buffer"):
+                for axis in self.dims(Ref(key)):
+                    atoms = self.axes.canon(axis)
+                    unread = np.unique(atoms[~read[atoms] & (atoms > 0)])
+                    if len(unread):
+                        self.axes.pin(unread[:, None], "no operation reads it")
 
     def _new(self, size: int) -> Axis:
         return self.axes.fresh(size) if size > 1 else fixed(size)
@@ -175,10 +205,8 @@ class Flow:
 
     def unify(self, node: Node, left: Axis, right: Axis) -> None:
         """Couple two axes position by position."""
-        if left is right:
-            return
-        cause = self.axes.reasons(left) or self.axes.reasons(right)
-        self.axes.unify(left, right, cause[0] if cause else self.where(node))
+        if left is not right:
+            self.axes.unify(left, right, self.where(node))
 
     def pin(self, node: Node, axes: Sequence[Axis], why: str) -> None:
         """Forbid cutting ``axes``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secateur.graph.axes import Axis
-from secateur.graph.flow import Flow
+from secateur.graph.flow import Flow, Requirement
 from secateur.graph.program import Ref
-from secateur.graph.sizes import Attr, Dim, Expr, leaves
+from secateur.graph.sizes import Attr, Dim, Expr, leaves, rename
 
 Removed = Mapping[str, Sequence[int]]
 
@@ -58,13 +59,17 @@ class Pinned:
 class Rule:
     """A size that the model's code computes: ``expr`` must equal the size of ``axis``.
 
-    ``axis`` and the values of ``dims`` are numbers in ``Layout.axes``.
+    ``axis`` is a number in ``Layout.axes``, and so is ``tensor`` of every
+    :class:`~secateur.graph.sizes.Dim` in ``expr``.
     """
 
     expr: Expr
     axis: int
-    dims: dict[Dim, int]
     where: str
+
+    def axes(self) -> tuple[int, ...]:
+        """Return the number of every axis that the rule speaks of."""
+        return (self.axis, *(v.tensor for v in leaves(self.expr) if isinstance(v, Dim)))
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def analyse(flow: Flow, model: nn.Module) -> Analysis:
         for dim, axis in enumerate(flow.dims(Ref(key))):
             canon[info.name, dim] = flow.axes.canon(axis)
     rules = _useful_rules(flow)
-    occurrences = [*canon.values(), *(flow.axes.canon(axis) for _, axis, _, _ in rules)]
+    occurrences = [*canon.values(), *(flow.axes.canon(r.axis) for r in rules)]
     atoms, labels = _partition(occurrences, flow.axes.count)
     kinds = _kinds(flow)
     groups, number = _make_groups(flow, canon, atoms, labels, kinds)
@@ -192,10 +197,7 @@ def analyse(flow: Flow, model: nn.Module) -> Analysis:
             (program.nodes[w.node].module, w.factor, tuple(table.add(a) for a in w.axes))
             for w in flow.work
         ),
-        rules=tuple(
-            Rule(expr, table.add(axis), {d: table.add(a) for d, a in dims.items()}, where)
-            for expr, axis, dims, where in rules
-        ),
+        rules=_make_rules(flow, table, rules),
         consumers=tuple(
             Consumer(r.op, r.ordinal, r.arg, r.dim, table.add(r.axis), r.how, r.parameter)
             for r in flow.reads
@@ -203,8 +205,8 @@ def analyse(flow: Flow, model: nn.Module) -> Analysis:
         ),
         attributes={
             leaf: program.attributes[str(leaf)]
-            for expr, _, _, _ in rules
-            for leaf in leaves(expr)
+            for requirement in rules
+            for leaf in leaves(requirement.expr)
             if isinstance(leaf, Attr)
         },
         batch=max(1, program.batch),
@@ -222,28 +224,30 @@ def analyse(flow: Flow, model: nn.Module) -> Analysis:
 _NAMED = ("parameter", "buffer")
 
 
-def _useful_rules(flow: Flow) -> list[tuple[Expr, Axis, dict[Dim, Axis], str]]:
-    """Drop requirements that hold whatever is cut, and repeats."""
-    kept, seen = [], set()
+def _useful_rules(flow: Flow) -> list[Requirement]:
+    """Drop requirements that hold whatever is cut."""
+    kept = []
     for requirement in flow.requirements:
         axis = flow.axes.canon(requirement.axis)
-        dims: dict[Dim, Axis] = {}
-        for leaf in leaves(requirement.expr):
-            if isinstance(leaf, Dim):
-                dims[leaf] = flow.dims(Ref(leaf.tensor))[leaf.dim]
-        free = axis.shape[1] > 0 or any(flow.axes.canon(a).shape[1] for a in dims.values())
-        attrs = any(isinstance(leaf, Attr) for leaf in leaves(requirement.expr))
-        if not free and not attrs:
-            continue
-        if isinstance(requirement.expr, Dim):
-            other = flow.axes.canon(dims[requirement.expr])
-            if other.shape == axis.shape and np.array_equal(other, axis):
-                continue
-        key = (requirement.expr, axis.tobytes())
-        if key not in seen:
-            seen.add(key)
-            kept.append((requirement.expr, requirement.axis, dims, requirement.where))
+        found = leaves(requirement.expr)
+        others = [flow.dims(Ref(v.tensor))[v.dim] for v in found if isinstance(v, Dim)]
+        free = axis.shape[1] > 0 or any(flow.axes.canon(a).shape[1] for a in others)
+        if free or any(isinstance(v, Attr) for v in found):
+            kept.append(requirement)
     return kept
+
+
+def _make_rules(flow: Flow, table: _Table, found: Sequence[Requirement]) -> tuple[Rule, ...]:
+    """Put requirements in terms of the table's axes; each once, trivial ones dropped."""
+    rules: dict[tuple[Expr, int], Rule] = {}
+    for requirement in found:
+        axis = table.add(requirement.axis)
+        expr = rename(
+            requirement.expr, lambda d: Dim(table.add(flow.dims(Ref(d.tensor))[d.dim]), 0)
+        )
+        if expr != Dim(axis, 0):
+            rules.setdefault((expr, axis), Rule(expr, axis, requirement.where))
+    return tuple(rules.values())
 
 
 def _partition(
@@ -255,10 +259,9 @@ def _partition(
     present = np.zeros(count, dtype=bool)
     for axis in occurrences:
         for column in axis.T:
-            atoms = np.unique(column)
-            atoms = atoms[atoms > 0]
-            present[atoms] = True
-            marks[:, atoms] += draw.integers(0, 2**63, size=(2, 1), dtype=np.uint64)
+            present[column] = True
+            marks[:, column] += draw.integers(0, 2**63, size=(2, 1), dtype=np.uint64)
+    present[0] = False
     atoms = np.flatnonzero(present)
     _, labels = np.unique(marks[:, atoms], axis=1, return_inverse=True)
     return atoms, labels.reshape(-1)
@@ -307,20 +310,22 @@ def _make_groups(
                     _, first = np.unique(mine, return_index=True)
                     order[label] = mine[np.sort(first)].tolist()
     number = np.zeros(flow.axes.count, dtype=np.int64)
+    index = np.full(flow.axes.count, -1, dtype=np.int64)
     groups: list[tuple[Group, int]] = []
     names: set[str] = set()
-    ranks = {name: len([k for k in canon if k[0] == name]) for name, _ in canon}
+    parameters = {i.name for i in flow.program.tensors if i.kind == "parameter"}
+    ranks = Counter(name for name, _ in canon)
     for label, units in order.items():
-        if len(units) < 2:
+        if len(units) < 2 or not any(name in parameters for name, _, _ in places[label]):
             continue
-        index = np.full(flow.axes.count, -1, dtype=np.int64)
         index[units] = np.arange(len(units))
-        offset = int(number.max(initial=0)) + 1
+        offset = 1 + sum(group.size for group, _ in groups)
         number[units] = np.arange(offset, offset + len(units))
         slots = []
         for name, dim, column in places[label]:
             values = canon[name, dim][:, column]
             slots.append(Slot(name, dim, np.where(values > 0, index[values], -1)))
+        index[units] = -1
         role = kinds(np.asarray(units))
         base = _base_name(slots, ranks) + (f":{role}" if role else "")
         name, n = base, 2

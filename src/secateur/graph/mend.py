@@ -43,7 +43,7 @@ def solve(layout: Layout, sizes: Sizes) -> tuple[dict[Attr, int], list[Rule]]:
 
 
 def _holds(rule: Rule, sizes: Sizes, values: Mapping[Attr, int]) -> bool:
-    result = evaluate(rule.expr, lambda dim: sizes[rule.dims[dim]], values)
+    result = evaluate(rule.expr, lambda dim: sizes[dim.tensor], values)
     return result == sizes[rule.axis]
 
 
@@ -118,7 +118,7 @@ def _involved(layout: Layout, groups: Sequence[Group], rule: Rule) -> list[str]:
     numbers: set[int] = set()
     for other in layout.rules:
         if other is rule or attrs & set(leaves(other.expr)):
-            for axis in (other.axis, *other.dims.values()):
+            for axis in other.axes():
                 numbers |= set(np.unique(layout.axes[axis]).tolist())
     return [
         group.name

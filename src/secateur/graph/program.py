@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.graph.sizes import Expr
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -74,6 +76,7 @@ class Program:
     tensors: list[TensorInfo] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     attributes: dict[str, int] = field(default_factory=dict)
+    equalities: dict[tuple[Expr, Expr], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     batch: int = 1
 

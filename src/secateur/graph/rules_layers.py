@@ -115,6 +115,9 @@ def _positional_groups(node: Node) -> int | None:
     return call.args[place] if len(call.args) > place else None
 
 
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
 @rule("mm", "bmm", "mv", "dot", "vdot")
 def product(flow: Flow, node: Node) -> None:
     """Contract the last axis of the left with the second last (or only) of the right."""
@@ -128,7 +131,7 @@ def product(flow: Flow, node: Node) -> None:
     out = [*left[:-1], *rest]
     flow.set(node, out)
     flow.count(1, [*left, *rest])
-    if batch:
+    if batch and node.call is not None and node.call.name not in _RECURRENT:
         flow.roles.append(("head", left[0]))
         flow.roles.append(("head_dim", left[-1]))
 

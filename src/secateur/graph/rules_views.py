@@ -114,7 +114,8 @@ def permute(flow: Flow, node: Node) -> None:
     flow.set(node, [dims[d] for d in order])
 
 
-@rule("transpose", "t", "transpose_copy", "t_copy", "numpy_T", "swapaxes")
+@rule("transpose", "t", "transpose_copy", "t_copy", "numpy_T", "swapaxes",
+      "transpose_", "t_", "swapaxes_", "swapdims", "swapdims_")  # fmt: skip
 def transpose(flow: Flow, node: Node) -> None:
     """Swap two axes."""
     dims = list(flow.dims(node.args[0]))
@@ -126,7 +127,7 @@ def transpose(flow: Flow, node: Node) -> None:
     flow.set(node, [dims[d] for d in order])
 
 
-@rule("unsqueeze", "unsqueeze_copy")
+@rule("unsqueeze", "unsqueeze_copy", "unsqueeze_")
 def unsqueeze(flow: Flow, node: Node) -> None:
     """Insert a dimension of size one."""
     dims = list(flow.dims(node.args[0]))
@@ -134,7 +135,7 @@ def unsqueeze(flow: Flow, node: Node) -> None:
     flow.set(node, dims)
 
 
-@rule("squeeze", "squeeze_copy")
+@rule("squeeze", "squeeze_copy", "squeeze_")
 def squeeze(flow: Flow, node: Node) -> None:
     """Drop dimensions of size one; a size that a cut could make one stays as it is."""
     dims = flow.dims(node.args[0])

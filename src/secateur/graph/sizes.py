@@ -13,8 +13,10 @@ expression; the value then counts as a literal, which pins what it sizes.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -63,6 +65,7 @@ class Sized(int):
     """An int with the expression that made it."""
 
     expr: Expr
+    __hash__ = int.__hash__
 
     def __new__(cls, value: int, expr: Expr) -> Sized:
         """Make ``value`` remember ``expr``."""
@@ -106,6 +109,18 @@ class Sized(int):
     def __rmod__(self, other: Any) -> Any:
         return _apply("%", other, self)
 
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)
+        if same is True:
+            _note(self, other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        differ = int.__ne__(self, other)
+        if differ is False:
+            _note(self, other)
+        return differ
+
     def __neg__(self) -> Any:
         return _apply("-", 0, self)
 
@@ -122,6 +137,25 @@ def _apply(op: str, left: Any, right: Any) -> Any:
             result = getattr(int, f"__r{name}__")(right, left)
         return result
     return Sized(_OPS[op](int(left), int(right)), Apply(op, expr_of(left), expr_of(right)))
+
+
+_watcher: ContextVar[Callable[[Expr, Expr], None] | None] = ContextVar("_watcher", default=None)
+
+
+@contextlib.contextmanager
+def watch_equalities(note: Callable[[Expr, Expr], None]) -> Iterator[None]:
+    """Report every comparison in which two sizes were equal: the code relies on it."""
+    token = _watcher.set(note)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def _note(left: Sized, right: object) -> None:
+    note = _watcher.get()
+    if note is not None and isinstance(right, int) and not isinstance(right, bool):
+        note(left.expr, expr_of(right))
 
 
 def _plain(value: Any) -> Any:
@@ -166,6 +200,15 @@ def leaves(expr: Expr) -> tuple[Dim | Attr, ...]:
     if isinstance(expr, Apply):
         return leaves(expr.left) + leaves(expr.right)
     return ()
+
+
+def rename(expr: Expr, change: Callable[[Dim], Dim]) -> Expr:
+    """Return ``expr`` with every dimension replaced."""
+    if isinstance(expr, Dim):
+        return change(expr)
+    if isinstance(expr, Apply):
+        return Apply(expr.op, rename(expr.left, change), rename(expr.right, change))
+    return expr
 
 
 def show(expr: Expr) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
-from secateur.graph.sizes import Attr, Dim, Sized
+from secateur.graph.sizes import Attr, Dim, Expr, Sized, watch_equalities
 
 Inputs = Any
 
@@ -69,54 +69,57 @@ def record(model: nn.Module, example_inputs: Inputs) -> Program:
         TraceError: the model fails on its example input.
     """
     check_inputs(model, example_inputs)
-    try:
-        return _record(model, example_inputs, fake=True)
-    except Exception as error:  # noqa: BLE001 - user code may raise anything; the real pass decides
-        reason = _one_line(error)
-    if any(p.is_meta for p in model.parameters()):
-        raise TraceError(f"the model fails on its example input: {reason}")
-    try:
-        program = _record(model, example_inputs, fake=False)
-    except Exception as error:
-        raise TraceError(f"the model fails on its example input: {_one_line(error)}") from error
-    program.notes.append(f"traced with real tensors, as fakes failed: {reason}")
-    return program
+    ways = ["meta", "fake"] if any(p.is_meta for p in model.parameters()) else WAYS
+    reasons: list[str] = []
+    for way in ways:
+        try:
+            program = _record(model, example_inputs, way)
+        except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
+            reasons.append(f"{type(error).__name__}: {_first_line(error)}")
+            continue
+        if way == "real":
+            program.notes.append(f"traced with real tensors, as fakes failed: {reasons[-1]}")
+        return program
+    raise TraceError(f"the model fails on its example input: {reasons[-1]}")
 
 
-def _one_line(error: BaseException) -> str:
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}"[:300]
+# Meta tensors are quickest; fakes bear code that mixes them with real tensors; real
+# tensors bear code that looks at values.
+WAYS = ("meta", "fake", "real")
 
 
-def _record(model: nn.Module, example_inputs: Inputs, fake: bool) -> Program:
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
-    convert: Callable[[Tensor], Tensor] = (
-        (lambda t: _fake(mode, t)) if mode is not None else (lambda t: t.detach().clone())
-    )
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
+def _record(model: nn.Module, example_inputs: Inputs, way: str) -> Program:
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
+    makers: dict[str, Callable[[Tensor], Tensor]] = {
+        "meta": _meta,
+        "fake": lambda t: FakeTensor(mode, _meta(t), torch.device("cpu")),
+        "real": lambda t: t.detach().clone(),
+    }
+    convert = makers[way]
     twin = copy_model(model, lambda _, tensor: convert(tensor)).eval()
     inputs = map_tensors(example_inputs, convert)
-    recorder = _Recorder(twin, inputs)
+    recorder = _Recorder(twin, inputs, shapes_only=way != "real")
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_plain_attention())
         if mode is not None:
             stack.enter_context(mode)
+        elif way == "meta":
+            stack.enter_context(torch.device("meta"))
         stack.enter_context(recorder.modules())
         stack.enter_context(recorder)
         stack.enter_context(_Calls(recorder))
+        stack.enter_context(watch_equalities(recorder.equal))
         outputs = run_model(twin, inputs)
     return recorder.finish(outputs)
 
 
-def _fake(mode: FakeTensorMode | None, tensor: Tensor) -> Tensor:
-    if isinstance(tensor, FakeTensor):
-        tensor = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-        )
-    with torch.no_grad():
-        meta = tensor.detach() if tensor.is_meta else tensor.detach().to("meta")
-        made: Tensor = FakeTensor(mode, meta, torch.device("cpu"))
-    return made
+def _meta(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
@@ -129,12 +132,51 @@ def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn
     for name, tensor in named_tensors(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         for value in vars(module).values():
-            for tensor in [value] if isinstance(value, Tensor) else []:
-                if id(tensor) not in memo:
-                    memo[id(tensor)] = replace("", tensor)
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = replace("", value)
+    plain = [module for module in modules if _copies_plainly(module)]
+    for module in plain:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in plain:
+        held = vars(memo[id(module)])
+        for key, value in vars(module).items():
+            if key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
+                held[key] = _copy_value(value, memo)
     return copy.deepcopy(model, memo)
+
+
+def _copies_plainly(module: nn.Module) -> bool:
+    """Tell whether a module's copy is a copy of its attributes and nothing else."""
+    kind = type(module)
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__setstate__.__module__ in _PLAIN_STATE
+    )
+
+
+# Their __setstate__ only fills in attributes that old pickles lack.
+_PLAIN_STATE = frozenset(
+    f"torch.nn.modules.{room}" for room in ("module", "conv", "activation", "pooling")
+)
+
+
+_ATOMS = (int, float, bool, str, type(None))
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    """Deep-copy an attribute; the many small tables of a module by the short way."""
+    kind = type(value)
+    if kind in _ATOMS or (kind is tuple and all(type(v) in _ATOMS for v in value)):
+        return value
+    if kind is set and not value:
+        return set()
+    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
+        return kind((key, _copy_value(item, memo)) for key, item in value.items())
+    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -210,12 +252,20 @@ def plant_sizes(model: nn.Module) -> dict[str, int]:
 _MACHINERY = frozenset(vars(nn.Module())) | {"training"}
 
 
+_EVAL_NORMS = frozenset({"aten.native_batch_norm", "aten.cudnn_batch_norm"})
+
+_RESHAPED_IN_PLACE = frozenset(
+    f"aten.{name}_" for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims")
+)
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every ATen operation that runs while it is active."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, *, shapes_only: bool) -> None:
         super().__init__()
         self.program = Program()
+        self.shapes_only = shapes_only
         self.call: Call | None = None
         self._keys: dict[int, int] = {}
         self._kept: list[Tensor] = []
@@ -241,9 +291,10 @@ class _Recorder(TorchDispatchMode):
             self.program.tensors.append(TensorInfo(tuple(tensor.shape), tensor.dtype, kind, name))
         return found
 
-    def knows(self, tensor: Tensor) -> bool:
-        """Tell whether ``tensor`` was seen before."""
-        return id(tensor) in self._keys
+    def equal(self, left: Expr, right: Expr) -> None:
+        """Note that the model's code found two sizes equal."""
+        if left != right:
+            self.program.equalities.setdefault((left, right), self._path[-1])
 
     def refs(self, value: Any) -> Any:
         """Rebuild an argument with a :class:`Ref` for each tensor."""
@@ -259,13 +310,26 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         packet = str(func.overloadpacket)
+        if (
+            packet in _EVAL_NORMS
+            and not args[5]
+            and args[0].dtype.is_floating_point
+            and self.shapes_only
+        ):
+            # PyTorch derives this shape by running the arithmetic on fakes: 10 ms an operation.
+            none = args[0].new_empty(0)
+            result: Any = (torch.empty_like(args[0]), none, none)
+        else:
+            result = func(*args, **kwargs)
         if packet == "prim.device":
             return result
         refs = self.refs(args)
         named = {name: self.refs(value) for name, value in kwargs.items()}
         returned = result if isinstance(result, (tuple, list)) else (result,)
+        if packet in _RESHAPED_IN_PLACE:
+            for tensor in returned:
+                self._keys.pop(id(tensor))
         outs = tuple(self.key(t, "value") if isinstance(t, Tensor) else -1 for t in returned)
         node = Node(
             op=packet,
