@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from secateur.graph.axes import Axis
 from secateur.graph.flow import Flow, Requirement
@@ -157,7 +156,7 @@ class Analysis:
     notes: tuple[str, ...]
 
 
-def analyse(flow: Flow, model: nn.Module) -> Analysis:
+def analyse(flow: Flow) -> Analysis:
     """Partition the free atoms into groups and lay everything out for plans.
 
     Atoms belong to one group when they occur in the same columns of the same
@@ -254,16 +253,16 @@ def _partition(
     occurrences: Sequence[Axis], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the atoms that occur and a label each: equal where they occur alike."""
-    marks = np.zeros((2, count), dtype=np.uint64)
+    marks = np.zeros(count, dtype=np.uint64)
     draw = np.random.default_rng(0)
     present = np.zeros(count, dtype=bool)
     for axis in occurrences:
-        for column in axis.T:
+        for column in axis.T:  # a sum of random numbers tells in which columns an atom occurs
             present[column] = True
-            marks[:, column] += draw.integers(0, 2**63, size=(2, 1), dtype=np.uint64)
+            marks[column] += draw.integers(0, 2**63, dtype=np.uint64)
     present[0] = False
     atoms = np.flatnonzero(present)
-    _, labels = np.unique(marks[:, atoms], axis=1, return_inverse=True)
+    _, labels = np.unique(marks[atoms], return_inverse=True)
     return atoms, labels.reshape(-1)
 
 

@@ -254,6 +254,15 @@ _MACHINERY = frozenset(vars(nn.Module())) | {"training"}
 
 _EVAL_NORMS = frozenset({"aten.native_batch_norm", "aten.cudnn_batch_norm"})
 
+_ACTIVATIONS = frozenset(
+    f"aten.{name}{ending}"
+    for name in (
+        "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu",
+        "sigmoid", "silu", "softplus", "tanh",
+    )
+    for ending in ("", "_")
+)  # fmt: skip
+
 _RESHAPED_IN_PLACE = frozenset(
     f"aten.{name}_" for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims")
 )
@@ -311,16 +320,8 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         packet = str(func.overloadpacket)
-        if (
-            packet in _EVAL_NORMS
-            and not args[5]
-            and args[0].dtype.is_floating_point
-            and self.shapes_only
-        ):
-            # PyTorch derives this shape by running the arithmetic on fakes: 10 ms an operation.
-            none = args[0].new_empty(0)
-            result: Any = (torch.empty_like(args[0]), none, none)
-        else:
+        result = self._like_input(packet, args) if self.shapes_only else None
+        if result is None:
             result = func(*args, **kwargs)
         if packet == "prim.device":
             return result
@@ -345,6 +346,19 @@ class _Recorder(TorchDispatchMode):
         self._ordinals[packet] += 1
         self.program.nodes.append(node)
         return result
+
+    @staticmethod
+    def _like_input(packet: str, args: tuple[Any, ...]) -> Any:
+        """Answer for operations that return the shape of their input, else None.
+
+        PyTorch finds that shape by running the arithmetic on shapes: up to 10 ms each.
+        """
+        if packet in _EVAL_NORMS and not args[5] and args[0].is_floating_point():
+            none = args[0].new_empty(0)
+            return torch.empty_like(args[0]), none, none
+        if packet in _ACTIVATIONS and args[0].is_floating_point():
+            return args[0] if packet.endswith("_") else torch.empty_like(args[0])
+        return None
 
     @contextlib.contextmanager
     def modules(self) -> Iterator[None]:
