@@ -149,14 +149,15 @@ def run_case(case: str, tool: str) -> dict[str, Any]:
         # The peer and we both run the network once; this pass is not charged to either.
         model(image)
     before = peak_mebibytes()
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     pruned = CUTS[tool](model, image, head)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - worked
     peak = peak_mebibytes()
     with torch.no_grad():
         runs = bool(torch.isfinite(pruned.eval()(image)).all())
     return {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_mib": peak,
         "added_mib": peak - before,
         "ops": count_ops(case),
@@ -184,11 +185,11 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     failed = [run["error"] for run in runs if "error" in run]
     if failed:
         return {"error": failed[0]}
-    medians = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "peak_mib")}
-    added = statistics.median(run["added_mib"] for run in runs)
+    measured = ("seconds", "cpu_seconds", "peak_mib", "added_mib")
+    medians = {key: statistics.median(run[key] for run in runs) for key in measured}
     spread = [min(run["seconds"] for run in runs), max(run["seconds"] for run in runs)]
     fixed = {key: runs[0][key] for key in ("ops", "params_dense", "params_pruned", "runs")}
-    return {**medians, "added_mib": added, "spread": spread, "repeats": len(runs), **fixed}
+    return {**medians, "spread": spread, "repeats": len(runs), **fixed}
 
 
 def cell(record: dict[str, Any], key: str, form: str) -> str:
@@ -197,10 +198,10 @@ def cell(record: dict[str, Any], key: str, form: str) -> str:
 
 
 def ratio(record: dict[str, Any], other: dict[str, Any]) -> str:
-    """Format how many times longer the other tool takes."""
+    """Format how many times the processor time the other tool takes."""
     if "error" in record or "error" in other:
         return "-"
-    return f"{other['seconds'] / record['seconds']:.1f} x"
+    return f"{other['cpu_seconds'] / record['cpu_seconds']:.1f} x"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -209,8 +210,10 @@ def markdown(results: dict[str, Any]) -> str:
         "# Trace to cut, Secateur and Torch-Pruning",
         "",
         f"Made by `python benchmarks/peer.py`: {results['about']}.",
-        "Median of the repeats; each repeat is a process of its own, the tools in turn. Memory is",
-        "the largest resident size of the process and, after it, what the pruning itself added.",
+        "Median of the repeats; each is a process of its own, the tools in turn. Seconds are those",
+        "of the processor (one thread; the clock's are in `peer.json`), so that other work on the",
+        "machine does not count. Memory is the largest resident size of the process and, in",
+        "brackets, what the pruning itself added to it.",
         "",
         "| network | parameters | Secateur s | Torch-Pruning s | ratio | Secateur MiB (added) "
         "| Torch-Pruning MiB (added) | left by Secateur | left by Torch-Pruning |",
@@ -231,12 +234,12 @@ def markdown(results: dict[str, Any]) -> str:
         row = [
             case,
             cell(known, "params_dense", ","),
-            cell(ours, "seconds", ".2f"),
-            cell(peer, "seconds", ".2f"),
+            cell(ours, "cpu_seconds", ".2f"),
+            cell(peer, "cpu_seconds", ".2f"),
             ratio(ours, peer),
         ]
         if case in CURVES:
-            each = "-" if "error" in ours else f"{1000 * ours['seconds'] / ours['ops']:.2f}"
+            each = "-" if "error" in ours else f"{1000 * ours['cpu_seconds'] / ours['ops']:.2f}"
             row += [cell(ours, "ops", ","), each]
         else:
             for record in (ours, peer):
@@ -289,7 +292,7 @@ def main() -> None:
         results["cases"][case] = pair
         print(
             f"{case:16s}",
-            *(f"{tool} {cell(pair[tool], 'seconds', '.2f')} s" for tool in TOOLS),
+            *(f"{tool} {cell(pair[tool], 'cpu_seconds', '.2f')} s" for tool in TOOLS),
             ratio(pair["secateur"], pair["torch-pruning"]),
             flush=True,
         )

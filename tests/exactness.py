@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.graph.trace import record
+from secateur.graph.tracing import record
 
 LIMIT = 1e-10
 
@@ -190,6 +191,7 @@ class Proof:
     """What :func:`prove` found; ``problems`` is empty when everything held."""
 
     ops: int
+    seconds: float
     groups: int
     reached: float
     params_dense: int
@@ -207,17 +209,22 @@ def prove(
     seed: int = 0,
     sparsity: float = 0.5,
     batch: int = 2,
+    larger: Callable[[int], Any] | None = None,
 ) -> Proof:
     """Cut a random half of every group and check the whole contract on one network.
 
     Later checks run although an earlier one failed, so that one run tells all.
+    ``larger`` makes inputs of another resolution or length that the dense
+    network takes.
     """
     inputs = make_inputs(batch)
     before = snapshot(model)
+    start = time.perf_counter()
     graph = secateur.trace(model, inputs)
     scores = secateur.score(graph, "random", seed=seed)
     plan = secateur.allocate(graph, scores, sparsity=sparsity, scope="local")
     pruned = secateur.cut(model, plan)
+    seconds = time.perf_counter() - start
     check = secateur.verify(model, pruned, plan, inputs)
     problems: list[str] = []
     if not check.ok or check.max_error > LIMIT:
@@ -245,15 +252,18 @@ def prove(
         same = relative_error(outputs(secateur.load(folder), inputs), outputs(pruned, inputs))
         return [] if same == 0 else [f"save and load: outputs differ by {same:.1e}"]
 
-    def other_batch() -> list[str]:
-        check = secateur.verify(model, pruned, plan, make_inputs(batch + 1))
-        return [] if check.ok else [f"another batch size: max_error {check.max_error:.1e}"]
+    def exact_on(what: str, inputs: Any) -> list[str]:
+        check = secateur.verify(model, pruned, plan, inputs)
+        return [] if check.ok else [f"{what}: max_error {check.max_error:.1e}"]
 
-    attempt("another batch size", other_batch)
+    attempt("another batch size", lambda: exact_on("another batch size", make_inputs(batch + 1)))
+    if larger is not None:
+        attempt("another size", lambda: exact_on("another size", larger(batch)))
     attempt("train mode", lambda: train_once(pruned, make_inputs(batch + 1)))
     attempt("save and load", round_trip)
     return Proof(
         ops=len(record(model, inputs).nodes),
+        seconds=seconds,
         groups=len(graph.groups),
         reached=reached(graph),
         params_dense=count(model),

@@ -8,7 +8,9 @@ which produce the outputs can be told.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +81,8 @@ def input_ids(length: int) -> Callable[[int], Any]:
 
 # --- torchvision
 
-SIDES = {"inception_v3": 96, "maxvit_t": 224}
+# Inception in train mode has a second classifier that needs the whole size.
+SIDES = {"inception_v3": 299, "maxvit_t": 224}
 FIXED = ("maxvit_t", "vit_")
 
 
@@ -151,14 +154,19 @@ SEGMENTATION = (
 # --- transformers: small random configurations
 
 
+def import_transformers() -> ModuleType:
+    """Return transformers; it imports torchvision, which may need its shim."""
+    import_torchvision()
+    return importlib.import_module("transformers")
+
+
 def hugging_face(
     kind: str, configuration: str, output: str = "", **settings: Any
 ) -> Callable[..., Any]:
     """Return a builder of a transformers model from the names of its class and configuration."""
 
     def build() -> nn.Module:
-        import transformers
-
+        transformers = import_transformers()
         config = getattr(transformers, configuration)(**settings)
         model = getattr(transformers, kind)(config)
         return Only(model, output) if output else model
@@ -235,8 +243,7 @@ def wave(samples: int) -> Callable[[int], Any]:
 
 def detr() -> nn.Module:
     """Build DETR on a small residual backbone; boxes and classes are its outputs."""
-    import transformers
-
+    transformers = import_transformers()
     backbone = transformers.ResNetConfig(
         embedding_size=16,
         hidden_sizes=[16, 24, 32],
@@ -263,8 +270,7 @@ def detr() -> nn.Module:
 
 def clip() -> nn.Module:
     """Build CLIP, both towers; the similarities are its output."""
-    import transformers
-
+    transformers = import_transformers()
     tower = {
         "hidden_size": 32,
         "intermediate_size": 48,

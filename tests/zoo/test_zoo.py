@@ -1,0 +1,38 @@
+"""The whole contract on networks of torchvision and transformers; run by ``pytest -m zoo``."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+from exactness import prove
+from networks import randomise
+
+from zoo.catalogue import CATALOGUE
+
+
+# Warnings of other libraries about themselves are none of ours.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_half_of_every_group_goes_exactly(name: str, tmp_path: Path) -> None:
+    case = CATALOGUE[name]
+    model = randomise(case.build().double().eval())
+    proof = prove(model, case.inputs, tmp_path / "saved", larger=case.larger)
+    del model
+    gc.collect()
+    assert proof.problems == ()
+    assert proof.reached > 0.9
+
+
+# Every group alone takes as many cuts as there are groups: the small configurations only.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.zoo
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", [n for n in CATALOGUE if n.startswith("transformers/")])
+def test_other_seeds_and_sparsities(name: str, seed: int, tmp_path: Path) -> None:
+    case = CATALOGUE[name]
+    model = randomise(case.build().double().eval(), seed)
+    proof = prove(model, case.inputs, tmp_path / "saved", seed=seed, sparsity=0.2 + 0.2 * seed)
+    assert proof.problems == ()
