@@ -23,7 +23,7 @@ from torch import nn
 
 import secateur
 from secateur.errors import PlanError
-from secateur.plan import make_plan
+from secateur.planning import make_plan
 
 # All readers of channels are modules here and no norm mixes channels, so hooks can mask.
 PLAIN = (

@@ -11,7 +11,7 @@ from exactness import LIMIT, outputs, relative_error
 from oracles import ORACLES, Oracle, blanked, dropped, model_of, state_of
 
 import secateur
-from secateur.plan import make_plan
+from secateur.planning import make_plan
 
 
 @pytest.fixture(params=ORACLES)

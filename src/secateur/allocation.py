@@ -11,7 +11,8 @@ from torch import Tensor
 
 from secateur.errors import InputError, PlanError
 from secateur.graph import Graph
-from secateur.plan import Plan, make_plan
+from secateur.plan import Plan
+from secateur.planning import make_plan
 
 SCOPES = ("local", "global")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError
 from secateur.graph.tracing import copy_model, named_tensors
-from secateur.plan import Plan
+from secateur.plan import Plan, Scale
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,11 +32,14 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         PlanError: the plan does not fit the model.
     """
     check_fit(model, plan)
+    scales: dict[str, list[Scale]] = defaultdict(list)
+    for scale in plan.scales:
+        scales[scale.name].append(scale)
     if inplace:
         made = {
-            id(tensor): _kept(tensor, plan.cuts[name])
+            id(tensor): _kept(tensor, plan.cuts.get(name, {}), scales.get(name, ()))
             for name, tensor in named_tensors(model)
-            if name in plan.cuts
+            if name in plan.cuts or name in scales
         }
         for module in model.modules():
             for table in (module._parameters, module._buffers):
@@ -44,7 +48,9 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
                         table[key] = made[id(tensor)]  # type: ignore[assignment]
         pruned = model
     else:
-        pruned = copy_model(model, lambda name, t: _kept(t, plan.cuts.get(name, {})))  # type: ignore[assignment]
+        pruned = copy_model(
+            model, lambda name, t: _kept(t, plan.cuts.get(name, {}), scales.get(name, ()))
+        )  # type: ignore[assignment]
     set_attributes(pruned, plan.attributes)
     declare_sizes(pruned)
     return pruned
@@ -69,14 +75,19 @@ def check_fit(model: nn.Module, plan: Plan) -> None:
                 )
 
 
-def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]]) -> Tensor:
+def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]], scales: Sequence[Scale]) -> Tensor:
     with torch.no_grad():
         data = tensor.detach()
+        for scale in scales:
+            factors = torch.ones(data.shape[scale.dim], dtype=data.dtype, device=data.device)
+            factors[list(scale.positions)] = scale.factor
+            rest = data.dim() - 1 - scale.dim
+            data = data * factors.reshape(-1, *[1] * rest)
         for dim, positions in cuts.items():
             keep = torch.ones(data.shape[dim], dtype=torch.bool)
             keep[list(positions)] = False
             data = data.index_select(dim, keep.nonzero().squeeze(1).to(data.device))
-        if data.data_ptr() == tensor.data_ptr() or not cuts:
+        if not cuts and not scales:
             data = data.clone()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)

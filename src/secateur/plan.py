@@ -8,11 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from secateur.errors import CheckpointError, PlanError
-from secateur.graph import Cost, Graph
-from secateur.graph.groups import Removed
+from secateur.errors import CheckpointError
+from secateur.graph import Cost
 
 FORMAT = 1
 
@@ -35,6 +32,16 @@ class MaskPoint:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Positions of a parameter's dimension that the cut multiplies by ``factor``."""
+
+    name: str
+    dim: int
+    positions: tuple[int, ...]
+    factor: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which units go, and what that means for every tensor.
 
@@ -49,6 +56,8 @@ class Plan:
         given_back: units that had to stay so that the model's code works, by group.
         dense: parameters and MACs before.
         pruned: parameters and MACs after.
+        scales: weights that take the change of a number which the model's code
+            derives from its shapes.
     """
 
     removed: dict[str, tuple[int, ...]]
@@ -60,6 +69,7 @@ class Plan:
     given_back: dict[str, int]
     dense: Cost
     pruned: Cost
+    scales: tuple[Scale, ...] = ()
 
     def to_json(self) -> str:
         """Write the plan as JSON; runs of positions as "first-last"."""
@@ -72,6 +82,8 @@ class Plan:
         }
         for point in data["masks"]:
             point["removed"] = _ranges(point["removed"])
+        for scale in data["scales"]:
+            scale["positions"] = _ranges(scale["positions"])
         return json.dumps(data, indent=1)
 
     @staticmethod
@@ -94,6 +106,10 @@ class Plan:
             data["masks"] = tuple(
                 MaskPoint(**{**point, "removed": _positions(point["removed"])})
                 for point in data["masks"]
+            )
+            data["scales"] = tuple(
+                Scale(**{**scale, "positions": _positions(scale["positions"])})
+                for scale in data["scales"]
             )
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
             return Plan(**data)
@@ -118,55 +134,3 @@ def _positions(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         found.extend(range(int(first), int(last or first) + 1))
     return tuple(found)
-
-
-def make_plan(graph: Graph, removed: Removed) -> Plan:
-    """Work out what the removal of units means; give back what the model's code needs.
-
-    Args:
-        graph: of the model.
-        removed: units to remove by group name, the least important first.
-
-    Raises:
-        InputError: an unknown group or unit, or no unit left of a group.
-        PlanError: every unit had to be given back.
-    """
-    mended = graph.mend(removed)
-    if mended.given_back and not mended.removed:
-        names = ", ".join(sorted(mended.given_back)[:3])
-        raise PlanError(f"the model's code allows none of these units to go (groups {names})")
-    layout, sizes = graph.layout, graph.sizes(mended.removed)
-    gone: dict[int, tuple[int, ...]] = {}
-
-    def lost(axis: int) -> tuple[int, ...]:
-        if axis not in gone:
-            gone[axis] = tuple(np.flatnonzero(~sizes.kept(axis)).tolist())
-        return gone[axis]
-
-    cuts = {
-        name: {dim: lost(axis) for dim, axis in enumerate(axes) if lost(axis)}
-        for name, axes in (*layout.parameters.items(), *layout.buffers.items())
-    }
-    points: list[MaskPoint] = []
-    consumers: dict[tuple[str, int], None] = {}
-    for read in layout.consumers:
-        if not lost(read.axis):
-            continue
-        if read.how == "mask" and read.parameter is not None:
-            consumers[read.parameter] = None
-        else:
-            points.append(
-                MaskPoint(read.op, read.ordinal, read.arg, read.dim,
-                          len(layout.axes[read.axis]), lost(read.axis), read.how)
-            )  # fmt: skip
-    return Plan(
-        removed=mended.removed,
-        sizes={group.name: group.size for group in graph.groups},
-        cuts={name: dims for name, dims in cuts.items() if dims},
-        attributes=mended.attributes,
-        consumers=tuple(consumers),
-        masks=tuple(points),
-        given_back=mended.given_back,
-        dense=graph.cost(),
-        pruned=graph.cost(mended.removed),
-    )

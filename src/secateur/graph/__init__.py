@@ -16,6 +16,7 @@ from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
+from secateur.graph.program import Program
 from secateur.graph.tracing import record
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
@@ -33,6 +34,8 @@ class Graph:
         pinned: dimensions that must not be cut, with the reason.
         notes: what a user should know of the trace.
         layout: the arrays that plans are computed from.
+        program: the traced operations.
+        example_inputs: what the network was traced with.
     """
 
     model: nn.Module = field(repr=False)
@@ -40,6 +43,8 @@ class Graph:
     pinned: tuple[Pinned, ...]
     notes: tuple[str, ...]
     layout: Layout = field(repr=False)
+    program: Program = field(repr=False)
+    example_inputs: Any = field(repr=False)
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -103,4 +108,6 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         flow = Flow(program)
         flow.run()
         found = analyse(flow)
-    return Graph(model, found.groups, found.pinned, found.notes, found.layout)
+    return Graph(
+        model, found.groups, found.pinned, found.notes, found.layout, program, example_inputs
+    )

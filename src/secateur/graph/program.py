@@ -79,6 +79,7 @@ class Program:
     equalities: dict[tuple[Expr, Expr], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     batch: int = 1
+    way: str = ""
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Return the shape of the tensor that ``ref`` names."""

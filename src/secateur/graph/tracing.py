@@ -77,6 +77,7 @@ def record(model: nn.Module, example_inputs: Inputs) -> Program:
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
             reasons.append(f"{type(error).__name__}: {_first_line(error)}")
             continue
+        program.way = way
         if way == "real":
             program.notes.append(f"traced with real tensors, as fakes failed: {reasons[-1]}")
         return program
@@ -95,8 +96,8 @@ def _first_line(error: BaseException) -> str:
 def _record(model: nn.Module, example_inputs: Inputs, way: str) -> Program:
     mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
     makers: dict[str, Callable[[Tensor], Tensor]] = {
-        "meta": _meta,
-        "fake": lambda t: FakeTensor(mode, _meta(t), torch.device("cpu")),
+        "meta": meta_like,
+        "fake": lambda t: FakeTensor(mode, meta_like(t), torch.device("cpu")),
         "real": lambda t: t.detach().clone(),
     }
     convert = makers[way]
@@ -118,7 +119,8 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str) -> Program:
     return recorder.finish(outputs)
 
 
-def _meta(tensor: Tensor) -> Tensor:
+def meta_like(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same layout without memory."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 

@@ -1,0 +1,274 @@
+"""Numbers that a model's code derives from its own shapes, and how a cut keeps them true.
+
+Attention divides its scores by the root of the head dimension. Where the code
+computes that number while it runs, a cut changes it in silence. The cut network
+is therefore traced once more (shapes only), its numbers are compared with the
+dense network's, operation by operation, and the quotient is folded into the
+weights that feed the operation: dense x * a, cut x * b, so x must be scaled by
+a / b.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from secateur.cutting import cut
+from secateur.errors import PlanError
+from secateur.graph import Graph
+from secateur.graph.program import Node, Program, Ref
+from secateur.graph.tracing import copy_model, meta_like, record
+from secateur.plan import Plan, Scale
+
+Source: TypeAlias = "tuple[str, int, tuple[int, ...]]"
+
+_FACTORS = {"aten.mul": 1, "aten.mul_": 1, "aten.div": -1, "aten.div_": -1}
+_CONSTANTS = ("aten.full", "aten.scalar_tensor")
+_SUMS = ("aten.add", "aten.sub", "aten.add_", "aten.sub_", "aten.rsub", "aten.pow", "aten.pow_")
+
+
+def keep_numbers(graph: Graph, plan: Plan) -> Plan:
+    """Return ``plan`` with the scales that undo drifting numbers.
+
+    Raises:
+        PlanError: a number drifts where no weight can take its factor.
+    """
+    if not any(_numbers(node) for node in graph.program.nodes):
+        return plan
+    if graph.program.way == "real":
+        twin = cut(graph.model, plan)
+    else:
+        twin = cut(copy_model(graph.model, lambda _, t: meta_like(t)), plan, inplace=True)
+    after = record(twin, graph.example_inputs)
+    scales: dict[tuple[str, int, tuple[int, ...]], float] = {}
+    for index, factor in _drifts(graph.program, after):
+        for key in _merged(_sources(graph.program, index)):
+            scales[key] = scales.get(key, 1.0) * factor
+    found = tuple(Scale(*key, factor) for key, factor in scales.items())
+    return dataclasses.replace(plan, scales=found)
+
+
+def _merged(sources: list[Source]) -> list[Source]:
+    """Join the positions that several paths found in one weight: each is scaled once."""
+    places: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for name, dim, positions in sources:
+        places[name, dim].update(positions)
+    return [(name, dim, tuple(sorted(found))) for (name, dim), found in places.items()]
+
+
+def _numbers(node: Node) -> dict[int, float]:
+    """Return the plain numbers among a node's arguments that enter its arithmetic."""
+    if node.op not in _FACTORS and node.op not in _CONSTANTS and node.op not in _SUMS:
+        return {}
+    return {
+        place: float(value)
+        for place, value in enumerate(node.args)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
+    """List (node, factor that its other operand must be scaled by)."""
+    if [node.op for node in before.nodes] != [node.op for node in after.nodes]:
+        return []  # another path: nothing to compare; verification decides
+    constants: dict[int, float] = {}
+    found = []
+    for index, (old, new) in enumerate(zip(before.nodes, after.nodes, strict=True)):
+        news = _numbers(new)
+        for place, value in _numbers(old).items():
+            if news.get(place, value) == value or not news[place] or not value:
+                continue
+            ratio = value / news[place]
+            if old.op in _CONSTANTS:
+                constants[old.outs[0]] = ratio
+            elif old.op in _FACTORS:
+                found.append((index, ratio ** _FACTORS[old.op]))
+            else:
+                raise PlanError(
+                    f"{old.op} in {old.module or 'the model'} uses {value:g}, which would become "
+                    f"{news[place]:g}: the code derives it from a size that the plan changes"
+                )
+        for ref in old.args:
+            if isinstance(ref, Ref) and ref.key in constants:
+                if old.op not in _FACTORS:
+                    raise PlanError(
+                        f"{old.op} in {old.module or 'the model'} uses a number that the code "
+                        "derives from a size that the plan changes"
+                    )
+                found.append((index, constants[ref.key] ** _FACTORS[old.op]))
+    return found
+
+
+def _sources(program: Program, index: int) -> list[Source]:
+    """Return the weights whose scaling scales what node ``index`` multiplies."""
+    node = program.nodes[index]
+    walk = _Walk(program, index)
+    for ref in node.args:
+        if isinstance(ref, Ref) and program.shape(ref):
+            found = walk.back(ref.key, torch.ones(program.shape(ref), dtype=torch.bool), index)
+            if found is not None:
+                return found
+    raise PlanError(
+        f"{node.op} in {node.module or 'the model'} uses a number that the code derives from a "
+        "size that the plan changes, and no weight can take the factor"
+    )
+
+
+_MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
+        "slice", "select", "split", "split_with_sizes", "unbind", "alias", "clone", "detach",
+        "_to_copy", "repeat", "roll", "flip", "constant_pad_nd", "cat", "stack", "unsafe_split",
+    )
+)  # fmt: skip
+_JOINS = ("aten.cat", "aten.stack")
+_NORMS = {"aten.native_layer_norm": (2, 3), "aten._fused_rms_norm": (2,)}
+
+
+@dataclass
+class _Walk:
+    """Walks from a tensor back to the weights that it is proportional to.
+
+    ``wanted`` masks hold which elements of a tensor must be scaled.
+    """
+
+    program: Program
+    limit: int
+
+    def back(self, key: int, wanted: Tensor, before: int) -> list[Source] | None:
+        """Return the weights to scale, None where there are none."""
+        info = self.program.tensors[key]
+        if info.kind == "parameter":
+            return self._parameter(info.name, wanted)
+        for index in range(before - 1, -1, -1):
+            node = self.program.nodes[index]
+            if key in node.outs:
+                return self._through(node, node.outs.index(key), wanted, index)
+        return None
+
+    @staticmethod
+    def _parameter(name: str, wanted: Tensor) -> list[Source] | None:
+        """Scale whole positions along one dimension; the first that fits."""
+        for dim in range(wanted.dim()):
+            others = [d for d in range(wanted.dim()) if d != dim]
+            some = wanted.any(dim=others) if others else wanted
+            every = wanted.all(dim=others) if others else wanted
+            if torch.equal(some, every):
+                return [(name, dim, tuple(some.nonzero().flatten().tolist()))]
+        return None
+
+    def _through(self, node: Node, out: int, wanted: Tensor, index: int) -> list[Source] | None:
+        if node.op in _MOVES:
+            return self._moved(node, out, wanted, index)
+        if node.op in ("aten.neg", "aten.relu", "aten.native_dropout"):
+            return self.back(node.args[0].key, wanted, index)
+        if node.op in ("aten.mul", "aten.div", "aten.mul_", "aten.div_"):
+            operands = node.args[:1] if "div" in node.op else node.args[:2]
+            return self._first(operands, wanted, index)
+        if node.op in ("aten.add", "aten.sub", "aten.add_", "aten.sub_"):
+            return self._every(node.args[:2], wanted, index)
+        if node.op == "aten.bmm":
+            left = wanted.any(dim=2, keepdim=True).expand(self.program.shape(node.args[0]))
+            right = wanted.any(dim=1, keepdim=True).expand(self.program.shape(node.args[1]))
+            found = self.back(node.args[0].key, left, index)
+            return found if found is not None else self.back(node.args[1].key, right, index)
+        if node.op in ("aten.addmm", "aten.mm"):
+            weight, bias = (
+                (node.args[2], node.args[:1]) if len(node.args) > 2 else (node.args[1], ())
+            )
+            columns = wanted.any(dim=0)
+            masks = [columns.expand(self.program.shape(weight))]
+            refs = [weight]
+            for ref in bias:
+                refs.append(ref)
+                masks.append(columns.expand(self.program.shape(ref)))
+            return self._all(refs, masks, index)
+        if node.op == "aten.convolution":
+            others = [d for d in range(wanted.dim()) if d != 1]
+            rows = wanted.any(dim=others)
+            place = 1 if node.args[6] else 0
+            shape = [1] * wanted.dim()
+            shape[place] = -1
+            weight = node.args[1]
+            if place == 1 and node.args[8] != 1:
+                return None
+            refs = [weight]
+            masks = [rows.reshape(shape).expand(self.program.shape(weight))]
+            if node.args[2] is not None:
+                refs.append(node.args[2])
+                masks.append(rows)
+            return self._all(refs, masks, index)
+        if node.op in _NORMS and out == 0:
+            refs = [node.args[p] for p in _NORMS[node.op] if isinstance(node.args[p], Ref)]
+            if not refs:
+                return None
+            rank = len(self.program.shape(refs[0]))
+            rows = wanted.flatten(0, wanted.dim() - rank - 1).any(dim=0)
+            return self._all(refs, [rows] * len(refs), index)
+        return None
+
+    def _first(self, refs: Sequence[object], wanted: Tensor, index: int) -> list[Source] | None:
+        """Scale one factor of a product: the first that leads to weights."""
+        for ref in refs:
+            if isinstance(ref, Ref):
+                mask = _shrink(wanted, self.program.shape(ref))
+                found = self.back(ref.key, mask, index)
+                if found is not None:
+                    return found
+        return None
+
+    def _every(self, refs: Sequence[object], wanted: Tensor, index: int) -> list[Source] | None:
+        """Scale all terms of a sum."""
+        tensors = [ref for ref in refs if isinstance(ref, Ref)]
+        if len(tensors) < len(refs):
+            return None
+        masks = [_shrink(wanted, self.program.shape(ref)) for ref in tensors]
+        return self._all(tensors, masks, index)
+
+    def _all(self, refs: Sequence[Ref], masks: Sequence[Tensor], index: int) -> list[Source] | None:
+        found: dict[Source, None] = {}
+        for ref, mask in zip(refs, masks, strict=True):
+            part = self.back(ref.key, mask, index)
+            if part is None:
+                return None
+            found.update(dict.fromkeys(part))
+        return list(found)
+
+    def _moved(self, node: Node, out: int, wanted: Tensor, index: int) -> list[Source] | None:
+        """Follow elements through an operation that only moves them: run it on their numbers."""
+        packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
+        function = getattr(packet, node.overload)
+        joined = node.op in _JOINS
+        refs = [r for r in (node.args[0] if joined else node.args[:1]) if isinstance(r, Ref)]
+        numbers, start = [], 1
+        for ref in refs:
+            shape = self.program.shape(ref)
+            count = int(torch.Size(shape).numel())
+            numbers.append(torch.arange(start, start + count).reshape(shape))
+            start += count
+        keywords = {} if node.op == "aten._to_copy" else node.kwargs
+        result = function(numbers if joined else numbers[0], *node.args[1:], **keywords)
+        moved = result[out] if isinstance(result, (tuple, list)) else result
+        hit = torch.zeros(start, dtype=torch.bool)
+        hit[moved[wanted].flatten()] = True
+        pieces = hit[1:].split([n.numel() for n in numbers])
+        masks = [piece.reshape(n.shape) for piece, n in zip(pieces, numbers, strict=True)]
+        pairs = [(ref, mask) for ref, mask in zip(refs, masks, strict=True) if mask.any()]
+        return self._all([ref for ref, _ in pairs], [mask for _, mask in pairs], index)
+
+
+def _shrink(wanted: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo broadcasting: an element is wanted where any of its copies is."""
+    while wanted.dim() > len(shape):
+        wanted = wanted.any(dim=0)
+    for dim, size in enumerate(shape):
+        if size == 1 and wanted.shape[dim] != 1:
+            wanted = wanted.any(dim=dim, keepdim=True)
+    return wanted
