@@ -75,12 +75,15 @@ def _numbers(node: Node) -> dict[int, float]:
 
 def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
     """List (node, factor that its other operand must be scaled by)."""
-    if [node.op for node in before.nodes] != [node.op for node in after.nodes]:
+    olds = [index for index, node in enumerate(before.nodes) if _numbers(node)]
+    partners = [node for node in after.nodes if _numbers(node)]
+    if [before.nodes[index].op for index in olds] != [node.op for node in partners]:
         return []  # another path: nothing to compare; verification decides
+    partner = dict(zip(olds, partners, strict=True))
     constants: dict[int, float] = {}
     found = []
-    for index, (old, new) in enumerate(zip(before.nodes, after.nodes, strict=True)):
-        news = _numbers(new)
+    for index, old in enumerate(before.nodes):
+        news = _numbers(partner[index]) if index in partner else {}
         for place, value in _numbers(old).items():
             if news.get(place, value) == value or not news[place] or not value:
                 continue
@@ -180,15 +183,9 @@ class _Walk:
             found = self.back(node.args[0].key, left, index)
             return found if found is not None else self.back(node.args[1].key, right, index)
         if node.op in ("aten.addmm", "aten.mm"):
-            weight, bias = (
-                (node.args[2], node.args[:1]) if len(node.args) > 2 else (node.args[1], ())
-            )
+            refs = [node.args[2], node.args[0]] if node.op == "aten.addmm" else [node.args[1]]
             columns = wanted.any(dim=0)
-            masks = [columns.expand(self.program.shape(weight))]
-            refs = [weight]
-            for ref in bias:
-                refs.append(ref)
-                masks.append(columns.expand(self.program.shape(ref)))
+            masks = [columns.expand(self.program.shape(ref)) for ref in refs]
             return self._all(refs, masks, index)
         if node.op == "aten.convolution":
             others = [d for d in range(wanted.dim()) if d != 1]

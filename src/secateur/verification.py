@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.cutting import cut
 from secateur.errors import InputError
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import check_inputs, copy_model, map_tensors, plain_attention, run_model
+from secateur.graph.tracing import (
+    check_inputs,
+    copy_model,
+    map_tensors,
+    named_tensors,
+    plain_attention,
+    run_model,
+)
 from secateur.masking import mask
 from secateur.plan import Plan
 
@@ -65,7 +73,8 @@ def verify(
         raise InputError(f"dtype must be torch.float64 or torch.float32, but got {dtype}")
     inputs = map_tensors(example_inputs, lambda t: _to(t, dtype))
     dense = copy_model(model, lambda _, t: _to(t, dtype)).eval()
-    small = copy_model(pruned, lambda _, t: _to(t, dtype)).eval()
+    exact = _unrounded(dense, plan)
+    small = copy_model(pruned, lambda name, t: _prefer(exact.get(name), t, dtype)).eval()
     outputs = [_outputs(network, inputs, dtype) for network in (dense, mask(dense, plan), small)]
     before, reference, result = outputs
     error = _error(result, reference)
@@ -77,6 +86,25 @@ def verify(
         changed=_error(before, reference) > tolerance,
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def _unrounded(dense: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """Return the weights that the cut scaled, in the precision of the proof."""
+    if not plan.scales:
+        return {}
+    names = {scale.name for scale in plan.scales}
+    return {name: t.detach() for name, t in named_tensors(cut(dense, plan)) if name in names}
+
+
+def _prefer(exact: Tensor | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Take a scaled weight as it was before it was rounded, if rounding is all that differs."""
+    rounded = _to(tensor, dtype)
+    if exact is None or exact.shape != rounded.shape:
+        return rounded
+    slack = 4 * torch.finfo(tensor.dtype).eps
+    if not torch.allclose(rounded, exact, rtol=slack, atol=0.0):
+        return rounded
+    return nn.Parameter(exact.clone(), requires_grad=False)
 
 
 def _outputs(network: nn.Module, inputs: Any, dtype: torch.dtype) -> list[Tensor]:
