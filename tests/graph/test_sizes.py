@@ -166,9 +166,9 @@ def test_equal_sizes_are_noted_and_unequal_ones_not() -> None:
     with watch_equalities(lambda left, right: noted.append((left, right))):
         assert c == h
         assert c == 6
-        assert not (c != h)
+        assert (c != h) is False
         assert c != 7
-        assert not (c == 5)
+        assert (c == 5) is False
         assert c != "six"
     assert noted == [(C, H), (C, 6), (C, H)]
     assert c == h
