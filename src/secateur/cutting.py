@@ -133,3 +133,7 @@ def declare_sizes(model: nn.Module) -> None:
             module.num_parameters = module.weight.shape[0]
         elif isinstance(module, nn.Embedding):
             module.embedding_dim = module.weight.shape[1]
+        elif isinstance(module, nn.MultiheadAttention):
+            module.head_dim = module.embed_dim // module.num_heads
+        elif isinstance(module, nn.RNNBase):
+            module._init_flat_weights()

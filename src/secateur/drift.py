@@ -156,6 +156,17 @@ class _Walk:
                 return self._through(node, node.outs.index(key), wanted, index)
         return None
 
+    def _is_weight(self, key: int, before: int) -> bool:
+        """Tell whether a tensor is a parameter, moved about at most."""
+        if self.program.tensors[key].kind == "parameter":
+            return True
+        for index in range(before - 1, -1, -1):
+            node = self.program.nodes[index]
+            if key in node.outs:
+                source = node.args[0] if node.op in _MOVES - set(_JOINS) else None
+                return isinstance(source, Ref) and self._is_weight(source.key, index)
+        return False
+
     @staticmethod
     def _parameter(name: str, wanted: Tensor) -> list[Source] | None:
         """Scale whole positions along one dimension; the first that fits."""
@@ -180,8 +191,14 @@ class _Walk:
         if node.op == "aten.bmm":
             left = wanted.any(dim=2, keepdim=True).expand(self.program.shape(node.args[0]))
             right = wanted.any(dim=1, keepdim=True).expand(self.program.shape(node.args[1]))
-            found = self.back(node.args[0].key, left, index)
-            return found if found is not None else self.back(node.args[1].key, right, index)
+            order = [(node.args[0], left), (node.args[1], right)]
+            if self._is_weight(node.args[1].key, index):
+                order.reverse()
+            for ref, mask in order:
+                found = self.back(ref.key, mask, index)
+                if found is not None:
+                    return found
+            return None
         if node.op in ("aten.addmm", "aten.mm"):
             refs = [node.args[2], node.args[0]] if node.op == "aten.addmm" else [node.args[1]]
             columns = wanted.any(dim=0)

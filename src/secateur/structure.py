@@ -25,6 +25,7 @@ from secateur.errors import CheckpointError
 
 _PLAIN = (bool, int, float, str, type(None))
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_RNN_CACHE = ("_flat_weights", "_flat_weight_refs")
 _HOOKS = frozenset(
     key for key, value in vars(nn.Module()).items() if isinstance(value, OrderedDict)
 )
@@ -108,7 +109,7 @@ class _Writer:
         """Describe the attributes of one module."""
         found = {}
         for key, value in vars(module).items():
-            if key in _TABLES:
+            if key in _TABLES or (key in _RNN_CACHE and isinstance(module, nn.RNNBase)):
                 continue
             if key in _HOOKS:
                 if value:
@@ -208,6 +209,8 @@ def build(
             module._modules[key] = None if child is None else modules[child]
         for key, value in entry["attributes"].items():
             object.__setattr__(module, key, reader.value(value))
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
     return modules[""]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from secateur.graph.attention import attention_sizes, attention_width
 from secateur.graph.axes import Axis, fixed, merge, stack
 from secateur.graph.flow import Flow, rule
 from secateur.graph.program import Node, Ref
@@ -49,6 +50,8 @@ def stated_sizes(node: Node, shape: Sequence[int]) -> list[Any]:
         return _unflatten_sizes(call.args, call.kwargs, len(shape))
     if call.name in _SHAPED_BY_TENSORS:
         return [None] * len(shape)
+    if call.name == "multi_head_attention_forward":
+        return attention_sizes(call, shape)
     return list(shape)
 
 
@@ -301,6 +304,8 @@ def split(flow: Flow, node: Node) -> None:
 
 def _stated_parts(flow: Flow, node: Node, dim: int, sizes: list[int]) -> list[Any]:
     call = node.call
+    if call is not None and call.name == "multi_head_attention_forward":
+        return [attention_width(call)] * (len(sizes) - 1) + [None]
     if call is not None and len(call.args) > 0 and isinstance(call.args[0], Ref):
         given = call.args[1] if len(call.args) > 1 else next(iter(call.kwargs.values()), None)
         if call.name in ("split", "split_with_sizes") and isinstance(given, tuple):

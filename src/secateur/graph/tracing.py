@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
+from secateur.graph.attention import attention_equalities
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
 from secateur.graph.sizes import Attr, Dim, Expr, Sized, watch_equalities
 
@@ -303,8 +304,8 @@ class _Recorder(TorchDispatchMode):
         return found
 
     def equal(self, left: Expr, right: Expr) -> None:
-        """Note that the model's code found two sizes equal."""
-        if left != right:
+        """Note that the model's own code, not PyTorch's, found two sizes equal."""
+        if left != right and self.call is None:
             self.program.equalities.setdefault((left, right), self._path[-1])
 
     def refs(self, value: Any) -> Any:
@@ -417,6 +418,8 @@ class _Calls(TorchFunctionMode):
             tuple(recorder.refs(arg) for arg in args),
             {key: recorder.refs(value) for key, value in kwargs.items()},
         )
+        if name == "multi_head_attention_forward":
+            recorder.program.equalities.update(attention_equalities(recorder.call))
         try:
             return func(*args, **kwargs)
         finally:
