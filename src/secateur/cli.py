@@ -1,0 +1,327 @@
+"""The command line: one function per verb, errors on one line, Ctrl-C that can be resumed.
+
+Heavy imports stand inside the verbs, so that help and reports need no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from secateur.errors import InputError, SecateurError
+from secateur.results import load_result
+from secateur.screen import bars, show_inspection, show_result
+
+if TYPE_CHECKING:
+    from secateur.study.config import DemoConfig, RunConfig
+
+BAD_INPUT = 2
+STOPPED = 130
+
+app = typer.Typer(
+    name="secateur",
+    help="Make trained PyTorch networks smaller and faster by pruning, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _examples(*lines: str) -> str:
+    """Put examples below the options; the mark keeps their lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", help="Run folder; by default a new one in runs/.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads that PyTorch may use.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the stopped run in the folder.")]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option("--arg", "-a", metavar="NAME=VALUE", help="Argument of the callable; repeatable."),
+]
+Weights = Annotated[str | None, typer.Option("--weights", "-w", help="A safetensors file.")]
+
+
+@app.command(
+    epilog=_examples(
+        "secateur demo",
+        "secateur demo --seed 1 --output runs/demo-seed-1",
+        "secateur demo --output runs/demo --resume",
+    )
+)
+def demo(
+    output: Output = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a network on the handwritten digits of scikit-learn, in about a minute.
+
+    Trains a small convolutional network, compares criteria at several sparsities, cuts by the
+    best one, proves that the cut is right, and measures both networks on the test split.
+    """
+    flags = _given(output=output, seed=seed, threads=threads)
+    with _guarded(debug) as going:
+        from secateur.study import DemoConfig, demo_run
+        from secateur.study.reading import parse
+        from secateur.study.store import with_output
+
+        config = with_output(parse(DemoConfig, flags, ""), "demo")
+        going.append(_resume_demo(config))
+        _check_resume(resume, output)
+        with bars() as progress:
+            result = demo_run(config, resume=resume, progress=progress, command=_command())
+        show_result(result, Path(config.output or ""))
+
+
+@app.command(
+    epilog=_examples(
+        "secateur prune examples/resnet56_cifar10.yaml",
+        "secateur prune examples/resnet56_cifar10.yaml --epochs 3 --output runs/longer",
+        "secateur prune --model net.py:build --arg classes=5 --weights net.safetensors \\",
+        "    --data photos --image-size 64 --criterion taylor --macs 0.5 --epochs 2",
+        "secateur prune runs/longer/config.yaml --resume",
+    )
+)
+def prune(
+    run: Annotated[
+        Path | None, typer.Argument(help="A YAML file with the settings below; flags override it.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="package.module:callable or file.py:callable."),
+    ] = None,
+    arguments: Arguments = None,
+    weights: Weights = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Folder of images by class, parquet file or folder of them, digits, or hub:NAME.",
+        ),
+    ] = None,
+    test_data: Annotated[
+        str | None, typer.Option("--test-data", help="Another source for the test split.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Side in pixels that images are scaled to.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Images in a batch.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="At most so many images per split.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, counted.")
+    ] = False,
+    criterion: Annotated[
+        str | None, typer.Option("--criterion", "-c", help="Which units go first.")
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", help="Share of units to remove, 0 <= s < 1.")
+    ] = None,
+    params: Annotated[
+        float | None, typer.Option("--params", help="Share of parameters to keep.")
+    ] = None,
+    macs: Annotated[float | None, typer.Option("--macs", help="Share of MACs to keep.")] = None,
+    scope: Annotated[
+        str | None, typer.Option("--scope", help="What competes: local (each group) or global.")
+    ] = None,
+    round_to: Annotated[
+        int | None, typer.Option("--round-to", help="Keep a multiple of this in each group.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", "-e", help="Epochs of finetuning; 0 for none.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of finetuning.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adam, adamw or sgd.")
+    ] = None,
+    output: Output = None,
+    seed: Seed = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Prune your network: by flags, by one YAML file, or by a file that flags override.
+
+    Needs a model, data and exactly one of --sparsity, --params and --macs. The run folder then
+    holds config.yaml, result.json, plan.json, model.safetensors, model.json and report.html.
+    """
+    flags = _given(
+        model=model,
+        weights=weights,
+        data=_given(
+            source=data,
+            test_source=test_data,
+            image_size=image_size,
+            batch_size=batch_size,
+            limit=limit,
+            skip_unreadable=skip_unreadable or None,
+        ),
+        criterion=criterion,
+        target=_given(sparsity=sparsity, params=params, macs=macs),
+        scope=scope,
+        round_to=round_to,
+        finetune=_given(epochs=epochs, lr=lr, optimizer=optimizer),
+        output=output,
+        seed=seed,
+        threads=threads,
+    )
+    with _guarded(debug) as going:
+        from secateur.study import RunConfig, prune_run
+        from secateur.study.reading import merge, parse, read_mapping
+        from secateur.study.store import with_output
+
+        if arguments:
+            flags["arguments"] = _pairs(arguments)
+        raw = merge(read_mapping(run) if run else {}, flags)
+        _check_resume(resume, raw.get("output"))
+        config = with_output(parse(RunConfig, raw, str(run or "")), "prune")
+        going.append(_resume_prune(config))
+        with bars() as progress:
+            result = prune_run(config, resume=resume, progress=progress, command=_command())
+        show_result(result, Path(config.output or ""))
+
+
+@app.command(
+    epilog=_examples(
+        "secateur inspect secateur.models:digits_cnn --input 1x8x8",
+        "secateur inspect secateur.models:cifar_resnet --arg depth=20 --input 3x32x32",
+        "secateur inspect torchvision.models:resnet50 --input 3x224x224 --json",
+    )
+)
+def inspect(
+    model: Annotated[str, typer.Argument(help="package.module:callable or file.py:callable.")],
+    shape: Annotated[
+        str, typer.Option("--input", "-i", metavar="CxHxW", help="Shape of one sample.")
+    ],
+    arguments: Arguments = None,
+    weights: Weights = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, nothing shortened.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what can be cut from a network: its groups, and what is pinned and why.
+
+    The shares say how much of the parameters and MACs goes when one unit of the group stays.
+    """
+    with _guarded(debug):
+        from secateur.study.inspection import inspected
+
+        size = _shape(shape)
+        found = inspected(model, _pairs(arguments or []), weights, size)
+        if as_json:
+            typer.echo(json.dumps(found, indent=1))
+        else:
+            show_inspection(found)
+
+
+@app.command(
+    epilog=_examples(
+        "secateur report runs/demo",
+    )
+)
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder; its result.json is read.")],
+    debug: Debug = False,
+) -> None:
+    """Draw report.html again from the stored result."""
+    with _guarded(debug):
+        from secateur.report import write_report
+
+        result = load_result(folder / "result.json")
+        typer.echo(f"report: {write_report(result, folder / 'report.html')}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextlib.contextmanager
+def _guarded(debug: bool) -> Iterator[list[Callable[[], str]]]:
+    """Turn what the user can mend into one line; what is added to the list tells how to go on."""
+    going: list[Callable[[], str]] = []
+    try:
+        yield going
+    except (SecateurError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        typer.echo(going[-1]() if going else "stopped", err=True)
+        raise typer.Exit(STOPPED) from None
+
+
+def _resume_demo(config: DemoConfig) -> Callable[[], str]:
+    parts = ["secateur", "demo", "--output", str(config.output)]
+    if config.seed:
+        parts += ["--seed", str(config.seed)]
+    if config.threads is not None:
+        parts += ["--threads", str(config.threads)]
+    return lambda: _stopped(config.output, [*parts, "--resume"])
+
+
+def _resume_prune(config: RunConfig) -> Callable[[], str]:
+    again = str(Path(config.output or "") / "config.yaml")
+    return lambda: _stopped(config.output, ["secateur", "prune", again, "--resume"])
+
+
+def _stopped(output: str | None, command: Sequence[str]) -> str:
+    if (Path(output or "") / "config.yaml").is_file():
+        return f"stopped; go on with: {shlex.join(command)}"
+    return "stopped before the run had begun; nothing is left of it"
+
+
+def _check_resume(resume: bool, output: Any) -> None:
+    if resume and output is None:
+        raise InputError("resume needs the run folder: give --output")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Keep what was given."""
+    return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` arguments; values are YAML, so that 3 is a number and a, b a text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"arg must look like name=value, but got {text!r}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"arg must have a value in YAML, but got {text!r}") from error
+    return found
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().replace(",", "x").split("x")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"input must look like 3x224x224, but got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _command() -> str:
+    """Say how to repeat what was asked; a resumed run is repeated from its beginning."""
+    return shlex.join(["secateur", *(word for word in sys.argv[1:] if word != "--resume")])

@@ -1,0 +1,102 @@
+"""What the command line shows: bars while it works, tables when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from secateur.results import Result
+
+WIDE = 110
+"""Columns that a table with its intervals takes; on a narrower screen they stay in the report."""
+
+
+def bars() -> Progress:
+    """Make progress bars with the time that is left; on stderr, and only on a real screen."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def show_result(result: Result, folder: Path) -> None:
+    """Print the table of a run, its proof and where its report is."""
+    from secateur.report import table
+    from secateur.report.summary import proof
+
+    console = Console()
+    drawn = _table(result.title)
+    drawn.add_column("")
+    for heading in ("dense", "pruned", "change"):
+        drawn.add_column(heading, justify="right")
+    for row in table(result):
+        values = [row.dense, row.pruned, row.change]
+        if console.width < WIDE:
+            values = [value.partition(" (")[0] for value in values]
+        drawn.add_row(row.label, *values)
+    console.print(drawn)
+    _line(console, f"proof:  {proof(result.check)}")
+    _line(console, f"report: {folder / 'report.html'}")
+
+
+def show_inspection(found: dict[str, Any]) -> None:
+    """Print what :func:`secateur.study.inspection.inspected` found."""
+    console = Console()
+    groups = _table(f"{len(found['groups'])} groups of {found['model']}")
+    groups.add_column("group", no_wrap=True)
+    for heading in ("kind", "also from", "into"):
+        groups.add_column(heading, overflow="fold")
+    for heading in ("size", "params", "MACs"):
+        groups.add_column(heading, justify="right", no_wrap=True)
+    for group in found["groups"]:
+        # A group is named after the first module that its units come out of.
+        made = [name for name in group["out_of"] if name != group["name"]]
+        shares = (f"{group[key]:.1%}" for key in ("params_share", "macs_share"))
+        groups.add_row(
+            group["name"],
+            group["kind"],
+            _few(made),
+            _few(group["into"]),
+            str(group["size"]),
+            *shares,
+        )
+    console.print(groups)
+    if found["pinned"]:
+        pinned = _table("pinned")
+        pinned.add_column("where", overflow="fold")
+        pinned.add_column("why")
+        for reason in dict.fromkeys(pin["reason"] for pin in found["pinned"]):
+            places = [p["where"] for p in found["pinned"] if p["reason"] == reason]
+            pinned.add_row(_few(places, most=4), reason)
+        console.print(pinned)
+    for note in found["notes"]:
+        _line(console, f"note: {note}")
+    _line(
+        console,
+        f"{found['params']:,} parameters and {found['macs']:,} MACs for a sample of "
+        f"{found['input']}; the shares go when one unit of the group stays",
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _few(names: Sequence[str], most: int = 1) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} +{len(names) - most}" if len(names) > most else shown

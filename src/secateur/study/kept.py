@@ -1,0 +1,147 @@
+"""Steps that leave their outcome in the run folder, and take it from there the next time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+from torch import nn
+
+from secateur.checkpoint import load, save
+from secateur.data import Augment, ImageData, batches
+from secateur.errors import CheckpointError
+from secateur.finetune import TrainSettings, finetune
+from secateur.measure import environment, quality
+from secateur.plan import Plan
+from secateur.report import write_report
+from secateur.results import CheckRecord, Epoch, Point, Quality, Result
+from secateur.study import stages, store
+from secateur.study.config import RunSettings, to_plain
+from secateur.study.stages import Subject
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run leaves things, how it shows them, and what it was called with."""
+
+    folder: Path
+    batch_size: int
+    progress: Progress | None
+    command: str
+
+    def stage(self, name: str) -> Path:
+        """Return the place of one stage's outcome."""
+        return self.folder / store.STAGES / name
+
+
+def judged(run: Run, name: str, model: nn.Module, data: ImageData, split: str) -> Quality:
+    """Measure ``model`` on the ``validation`` or ``test`` split, once."""
+
+    def measure() -> Sequence[Quality]:
+        loader = batches(getattr(data, split), run.batch_size)
+        return [quality(model, loader, split, progress=run.progress)]
+
+    (found,) = store.remembered_records(run.stage(f"{name}.json"), Quality, measure)
+    return found
+
+
+def planned(run: Run, choose: Callable[[], Plan]) -> Plan:
+    """Choose a plan, once."""
+    return Plan.from_json(
+        store.remembered(run.folder / store.PLAN, lambda: choose().to_json() + "\n")
+    )
+
+
+def trained(
+    run: Run,
+    model: nn.Module,
+    data: ImageData,
+    settings: TrainSettings,
+    phase: str,
+    augment: Augment | None = None,
+) -> tuple[Epoch, ...]:
+    """Train ``model`` in place, on from where an earlier run stopped; 0 epochs do nothing."""
+    if not settings.epochs:
+        return ()
+    return finetune(
+        model,
+        batches(data.train, run.batch_size, shuffle=True, seed=settings.seed, augment=augment),
+        batches(data.validation, run.batch_size),
+        settings,
+        phase=phase,
+        folder=run.stage(phase),
+        resume=True,
+        progress=run.progress,
+    )
+
+
+def stored(run: Run, model: nn.Module, factory: str | None, arguments: dict[str, Any]) -> None:
+    """Save the network into the run folder.
+
+    Raises:
+        CheckpointError: a module holds what JSON cannot describe, and ``factory`` (an importable
+            "package.module:callable") is not there to build it again.
+    """
+    try:
+        save(model, run.folder)
+    except CheckpointError:
+        if factory is None:
+            raise
+        save(model, run.folder, factory=factory, arguments=arguments)
+
+
+def concluded(
+    run: Run,
+    config: RunSettings,
+    subject: Subject,
+    plan: Plan,
+    check: CheckRecord,
+    *,
+    title: str,
+    history: Sequence[Epoch],
+    notes: Sequence[str],
+    points: Sequence[Point] = (),
+) -> Result:
+    """Measure both networks on the test split, read here for the first time, and file it all.
+
+    What is measured as the pruned network is what the run folder holds.
+    """
+    pruned = load(run.folder).to(subject.example.device)
+    dense_quality = judged(run, "dense-test", subject.model, subject.data, "test")
+    pruned_quality = judged(run, "pruned-test", pruned, subject.data, "test")
+    dense_speeds, pruned_speeds = stages.speeds(
+        subject.model,
+        pruned,
+        subject.example,
+        sizes=config.speed.batches,
+        repeats=config.speed.repeats,
+        seconds=config.speed.seconds,
+        threads=config.threads or 1,
+        progress=run.progress,
+    )
+    result = Result(
+        title=title,
+        asked=to_plain(config),
+        command=run.command,
+        environment=environment(),
+        dense=stages.measured(subject.model, plan.dense.macs, dense_quality, dense_speeds),
+        pruned=stages.measured(pruned, plan.pruned.macs, pruned_quality, pruned_speeds),
+        check=check,
+        points=tuple(points),
+        widths=stages.widths(subject.model, pruned),
+        history=tuple(history),
+        pinned=stages.pinned(subject.graph),
+        given_back=dict(plan.given_back),
+        notes=(*notes, *subject.graph.notes),
+    )
+    store.finish(run.folder, result)
+    return reported(run.folder, result)
+
+
+def reported(folder: Path, result: Result) -> Result:
+    """Draw the report of a finished run, and hand the result on."""
+    write_report(result, folder / store.REPORT)
+    return result

@@ -1,0 +1,186 @@
+"""The steps that runs are made of; each takes plain arguments and gives plain data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from secateur.cutting import cut
+from secateur.data import ImageData, batches
+from secateur.errors import PlanError, VerificationError
+from secateur.graph import Graph, trace
+from secateur.latency import paired
+from secateur.measure import quality, weight_bytes
+from secateur.models import load_model, load_weights
+from secateur.plan import Plan
+from secateur.results import CheckRecord, Measured, PinnedDim, Quality, Size, Speed, Width
+from secateur.verification import verify
+
+EXAMPLES = 2
+"""Images in the example input: more than one, so that no batch dimension looks like a size 1."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network on its device, its data, and what the trace says about both."""
+
+    model: nn.Module
+    data: ImageData
+    example: Tensor
+    graph: Graph
+
+
+def build(
+    reference: str, arguments: Mapping[str, Any], weights: str | None, seed: int
+) -> nn.Module:
+    """Build a network with weights from a file, or drawn by ``seed``; the caller's stay."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = load_model(reference, dict(arguments))
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def inspect_subject(model: nn.Module, data: ImageData) -> Subject:
+    """Put the network on accelerate's device, trace it, and try one batch of the data on it.
+
+    Raises:
+        TraceError: the model fails on its example input.
+        PlanError: nothing can be cut; the message says what pins it.
+        InputError: the model's outputs do not fit the data's classes.
+    """
+    device = Accelerator().device
+    model.to(device)
+    few = next(iter(batches(data.calibration, min(EXAMPLES, len(data.calibration)))))
+    example = few[0].to(device)
+    graph = trace(model, example)
+    check_cuttable(graph)
+    quality(model, [next(iter(batches(data.validation, 32)))], "validation")
+    return Subject(model, data, example, graph)
+
+
+def check_cuttable(graph: Graph) -> None:
+    """Refuse a network without a single group.
+
+    Raises:
+        PlanError: says what pins the network.
+    """
+    if graph.groups:
+        return
+    reasons = list(dict.fromkeys(f"{pin.name} ({pin.reason})" for pin in graph.pinned))
+    shown = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
+    raise PlanError(
+        f"nothing can be cut in the model; pinned are {shown or 'no parameters at all'}"
+    )
+
+
+def cut_and_verify(subject: Subject, plan: Plan) -> tuple[nn.Module, CheckRecord]:
+    """Cut, and prove that the cut is right.
+
+    Raises:
+        VerificationError: the cut network differs from its masked reference.
+    """
+    pruned = cut(subject.model, plan)
+    check = verify(subject.model, pruned, plan, subject.example)
+    if not check.ok:
+        raise VerificationError(
+            f"the cut network differs from its masked reference by {check.max_error:.3g} "
+            f"(tolerance {check.tolerance:.0e}); this is a defect, please report the model"
+        )
+    return pruned, CheckRecord(**dataclasses.asdict(check))
+
+
+def size(model: nn.Module, macs: int) -> Size:
+    """Count parameters and the bytes of the weight file; ``macs`` come from the plan."""
+    raw, gzipped = weight_bytes(model)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Size(params=params, macs=macs, bytes_raw=raw, bytes_gzip=gzipped)
+
+
+def speeds(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example: Tensor,
+    *,
+    sizes: Sequence[int],
+    repeats: int,
+    seconds: float,
+    threads: int,
+    progress: Progress | None,
+) -> tuple[tuple[Speed, ...], tuple[Speed, ...]]:
+    """Measure both networks in turns, at every batch size."""
+    turns = [
+        paired(
+            {"dense": dense, "pruned": pruned},
+            example,
+            batch=batch,
+            repeats=repeats,
+            threads=threads,
+            seconds=seconds,
+            progress=progress,
+        )
+        for batch in sizes
+    ]
+    return tuple(turn["dense"] for turn in turns), tuple(turn["pruned"] for turn in turns)
+
+
+def measured(model: nn.Module, macs: int, found: Quality, speed: Sequence[Speed]) -> Measured:
+    """Put together what is known of one network."""
+    return Measured(quality=found, size=size(model, macs), speeds=tuple(speed))
+
+
+def widths(dense: nn.Module, pruned: nn.Module) -> tuple[Width, ...]:
+    """List the output width of every convolution and dense layer before and after."""
+    after = dict(pruned.named_modules())
+    return tuple(
+        Width(name, _width(module), _width(after[name]))
+        for name, module in dense.named_modules()
+        if isinstance(module, _ConvNd | nn.Linear)
+    )
+
+
+def pinned(graph: Graph) -> tuple[PinnedDim, ...]:
+    """List what could not be cut, and why."""
+    return tuple(PinnedDim(pin.name, pin.dim, pin.reason) for pin in graph.pinned)
+
+
+@contextlib.contextmanager
+def threads_set(count: int | None) -> Iterator[None]:
+    """Let PyTorch use ``count`` threads inside; None leaves its choice."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def share(plan: Plan) -> str:
+    """Say what is left of parameters and MACs."""
+    params = plan.pruned.params / plan.dense.params
+    macs = plan.pruned.macs / plan.dense.macs
+    return f"{params:.1%} of the parameters and {macs:.1%} of the MACs left"
+
+
+def say(progress: Progress | None, text: str) -> None:
+    """Print a line above the bars, where there is a screen."""
+    if progress is not None:
+        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _width(module: Any) -> int:
+    weight: Tensor = module.weight
+    if isinstance(module, _ConvTransposeNd):
+        return int(weight.shape[1]) * module.groups
+    return int(weight.shape[0])
