@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
+from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import copy_model, plain_attention
 from secateur.plan import MaskPoint, Plan
 
@@ -104,7 +105,8 @@ class _MaskMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = str(func.overloadpacket)
+        packet = str(func.overloadpacket)
+        name = family(packet)
         if name not in self._watched:
             return func(*args, **kwargs)
         points = self._points.get((name, self._ordinals[name]), ())
@@ -113,16 +115,17 @@ class _MaskMode(TorchDispatchMode):
             return func(*args, **kwargs)
         changed = list(args)
         for point in points:
-            size = changed[point.arg].shape[point.dim]
+            place = PRODUCTS.get(packet, point.arg)
+            size = changed[place].shape[point.dim]
             if size != point.size:
                 raise PlanError(
                     f"the masked network takes another path than the traced one: {name} number "
                     f"{point.ordinal} meets size {size} where the plan has {point.size}"
                 )
             if point.how == "mask":
-                x = changed[point.arg]
+                x = changed[place]
                 gone = _index(point.removed, x.device)
-                changed[point.arg] = x.index_fill(point.dim, gone, 0.0)
+                changed[place] = x.index_fill(point.dim, gone, 0.0)
         gathered = [point for point in points if point.how == "gather"]
         if not gathered:
             return func(*changed, **kwargs)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
-from secateur.graph.program import Node, Program, Ref
+from secateur.graph.program import Node, Program, Ref, family
 from secateur.graph.sizes import Apply, Dim, Expr, expr_of
 from secateur.registry import Registry
 
@@ -238,7 +238,7 @@ class Flow:
     def read(self, node: Node, arg: int, dim: int, axis: Axis, how: str) -> None:
         """Note that ``node`` consumes dimension ``dim`` of its argument ``arg``."""
         if axis.shape[1]:
-            self.reads.append(Read(node.op, node.ordinal, arg, dim, axis, how))
+            self._note_read(node, arg, dim, axis, how, None)
 
     def contract(self, node: Node, left: tuple[int, int], right: tuple[int, int]) -> None:
         """Unify and note the contraction of two arguments: (argument, dimension) each."""
@@ -256,10 +256,17 @@ class Flow:
             origin = self._origin.get(node.args[arg].key)
             if origin is not None:
                 place = (origin[0], origin[1][dim])
-                read = Read(node.op, node.ordinal, left[0], left[1], axis, "mask", place)
-                self.reads.append(read)
+                self._note_read(node, left[0], left[1], axis, "mask", place)
                 return
         self.read(node, left[0], left[1], axis, "mask")
+
+    def _note_read(
+        self, node: Node, arg: int, dim: int, axis: Axis, how: str, place: tuple[str, int] | None
+    ) -> None:
+        op = family(node.op)
+        if op != node.op:
+            arg, dim = 0, -1  # the left operand's last dimension, whatever the layout
+        self.reads.append(Read(op, node.ordinal, arg, dim, axis, how, place))
 
     def moved(self, node: Node, source: Ref, order: Sequence[int]) -> None:
         """Note that an output is ``source`` with its dimensions in ``order``."""

@@ -18,6 +18,16 @@ class Ref:
     key: int
 
 
+# PyTorch chooses between these by layout and by whether gradients are wanted; counted as
+# one family, they keep their places. The left operand is argument 0, or 1 after an addend.
+PRODUCTS = {"aten.mm": 0, "aten.bmm": 0, "aten.mv": 0, "aten.addmm": 1, "aten.baddbmm": 1}
+
+
+def family(op: str) -> str:
+    """Return the name under which operations are counted."""
+    return "product" if op in PRODUCTS else op
+
+
 @dataclass(frozen=True)
 class Call:
     """The torch function that the model's own code called.
@@ -43,7 +53,7 @@ class Node:
         outs: numbers of the tensors that it returned (-1 for what is no tensor).
         call: what the model's code called, None where it cannot be known.
         module: path of the module whose forward ran it.
-        ordinal: how many operations of the same name ran before it.
+        ordinal: how many operations of the same family ran before it.
         pointwise: whether PyTorch tags the operation as element by element.
     """
 

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities
-from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
+from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
 from secateur.graph.sizes import Attr, Dim, Expr, Sized, watch_equalities
 
 Inputs = Any
@@ -343,10 +343,10 @@ class _Recorder(TorchDispatchMode):
             outs=outs,
             call=self.call,
             module=self._path[-1],
-            ordinal=self._ordinals[packet],
+            ordinal=self._ordinals[family(packet)],
             pointwise=torch.Tag.pointwise in func.tags,
         )
-        self._ordinals[packet] += 1
+        self._ordinals[family(packet)] += 1
         self.program.nodes.append(node)
         return result
 
