@@ -26,20 +26,22 @@ class Mended:
     attributes: dict[str, int]
 
 
-def solve(layout: Layout, sizes: Sizes) -> tuple[dict[Attr, int], list[Rule]]:
-    """Return the value of every attribute, and the rules that do not hold with them."""
+def solve(
+    layout: Layout, sizes: Sizes, rules: Sequence[Rule]
+) -> tuple[dict[Attr, int], list[Rule]]:
+    """Return the value of every attribute, and which of ``rules`` do not hold with them."""
     values = dict(layout.attributes)
     needed: dict[Attr, set[int]] = {}
-    for rule in layout.rules:
+    for rule in rules:
         if isinstance(rule.expr, Attr):
             needed.setdefault(rule.expr, set()).add(sizes[rule.axis])
     for attr, wanted in needed.items():
         values[attr] = min(wanted)
-    for rule in layout.rules:
+    for rule in rules:
         unknown = {v for v in leaves(rule.expr) if isinstance(v, Attr) and v not in needed}
         if len(unknown) == 1 and not _holds(rule, sizes, values):
-            _search(layout, sizes, values, unknown.pop())
-    return values, [rule for rule in layout.rules if not _holds(rule, sizes, values)]
+            _search(rules, sizes, values, unknown.pop())
+    return values, [rule for rule in rules if not _holds(rule, sizes, values)]
 
 
 def _holds(rule: Rule, sizes: Sizes, values: Mapping[Attr, int]) -> bool:
@@ -47,9 +49,9 @@ def _holds(rule: Rule, sizes: Sizes, values: Mapping[Attr, int]) -> bool:
     return result == sizes[rule.axis]
 
 
-def _search(layout: Layout, sizes: Sizes, values: dict[Attr, int], attr: Attr) -> None:
+def _search(rules: Sequence[Rule], sizes: Sizes, values: dict[Attr, int], attr: Attr) -> None:
     """Give an attribute that only occurs in expressions a value that satisfies all of them."""
-    using = [rule for rule in layout.rules if attr in leaves(rule.expr)]
+    using = [rule for rule in rules if attr in leaves(rule.expr)]
     before = values[attr]
     for candidate in range(before, 0, -1):
         values[attr] = candidate
@@ -71,7 +73,7 @@ def mend(layout: Layout, groups: Sequence[Group], removed: Removed) -> Mended:
     values: dict[Attr, int] = {}
     while True:
         sizes = Sizes(layout, alive_units(layout, current))
-        values, broken = solve(layout, sizes)
+        values, broken = solve(layout, sizes, layout.rules)
         if not broken:
             break
         _repair(layout, groups, current, broken[0])
@@ -89,7 +91,9 @@ def _repair(
     layout: Layout, groups: Sequence[Group], current: dict[str, list[int]], rule: Rule
 ) -> None:
     """Give back the fewest units of one group that settle ``rule``, else one of each."""
-    involved = _involved(layout, groups, rule)
+    attrs = {leaf for leaf in leaves(rule.expr) if isinstance(leaf, Attr)}
+    related = [r for r in layout.rules if r is rule or attrs & set(leaves(r.expr))]
+    involved = _involved(layout, groups, related)
     cut = [name for name in involved if current.get(name)]
     if not cut:
         cut = [name for name, units in current.items() if units]
@@ -100,7 +104,7 @@ def _repair(
         for back in range(1, limit + 1):
             trial = {**current, name: units[: len(units) - back]}
             sizes = Sizes(layout, alive_units(layout, trial))
-            _, broken = solve(layout, sizes)
+            _, broken = solve(layout, sizes, related)
             if rule not in broken:
                 best = (back, name)
                 break
@@ -112,17 +116,10 @@ def _repair(
         del current[name][len(current[name]) - back :]
 
 
-def _involved(layout: Layout, groups: Sequence[Group], rule: Rule) -> list[str]:
-    """Return the groups that have units in the axes of ``rule`` or of its attributes' rules."""
-    attrs = {leaf for leaf in leaves(rule.expr) if isinstance(leaf, Attr)}
-    numbers: set[int] = set()
-    for other in layout.rules:
-        if other is rule or attrs & set(leaves(other.expr)):
-            for axis in other.axes():
-                numbers |= set(np.unique(layout.axes[axis]).tolist())
-    return [
-        group.name
-        for group in groups
-        if any(layout.offsets[group.name] <= n < layout.offsets[group.name] + group.size
-               for n in numbers)
-    ]  # fmt: skip
+def _involved(layout: Layout, groups: Sequence[Group], rules: Sequence[Rule]) -> list[str]:
+    """Return the groups that have units in the axes of ``rules``."""
+    present = np.zeros(layout.units + 1, dtype=bool)
+    for axis in {axis for rule in rules for axis in rule.axes()}:
+        present[layout.axes[axis]] = True
+    starts = {group.name: layout.offsets[group.name] for group in groups}
+    return [g.name for g in groups if present[starts[g.name] : starts[g.name] + g.size].any()]
