@@ -97,14 +97,15 @@ def _repair(
     cut = [name for name in involved if current.get(name)]
     if not cut:
         cut = [name for name, units in current.items() if units]
+    alive = alive_units(layout, current)
     best: tuple[int, str] | None = None
     for name in cut:
         units = current[name]
+        trial = alive.copy()
         limit = len(units) if best is None else min(len(units), best[0] - 1)
         for back in range(1, limit + 1):
-            trial = {**current, name: units[: len(units) - back]}
-            sizes = Sizes(layout, alive_units(layout, trial))
-            _, broken = solve(layout, sizes, related)
+            trial[layout.offsets[name] + units[-back]] = True
+            _, broken = solve(layout, Sizes(layout, trial), related)
             if rule not in broken:
                 best = (back, name)
                 break
