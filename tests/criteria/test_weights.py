@@ -1,0 +1,182 @@
+"""Weight criteria against slow loops over index sets that a person wrote down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import secateur
+from secateur.criteria import CRITERIA, Context, Criterion
+from secateur.errors import InputError
+
+# (parameter, one index per dimension; ":" for all)
+Places = list[tuple[str, tuple[int | slice, ...]]]
+ALL = slice(None)
+
+
+class Joined(nn.Module):
+    """Convolutions, a depthwise one, a norm, a join and a flattened reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.deep = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.b = nn.Conv2d(3, 2, 1)
+        self.head = nn.Linear(6 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.deep(F.relu(self.norm(self.a(x))))
+        return self.head(torch.cat([left, self.b(x)], 1).flatten(1))
+
+
+def weights_of(group: str, unit: int) -> Places:
+    """Return the weights of a unit: tensors of two or more dimensions in the group's slots."""
+    if group == "a":
+        columns = range(unit * 4, unit * 4 + 4)
+        return [
+            ("a.weight", (unit, ALL, ALL, ALL)),
+            ("deep.weight", (unit, ALL, ALL, ALL)),
+            *(("head.weight", (ALL, column)) for column in columns),
+        ]
+    columns = range(16 + unit * 4, 16 + unit * 4 + 4)
+    return [
+        ("b.weight", (unit, ALL, ALL, ALL)),
+        *(("head.weight", (ALL, column)) for column in columns),
+    ]
+
+
+def elements(model: nn.Module, places: Places) -> Iterator[float]:
+    """Yield every element of the places, one by one."""
+    parameters = dict(model.named_parameters())
+    for name, index in places:
+        yield from parameters[name].detach()[index].reshape(-1).tolist()
+
+
+@pytest.fixture
+def graph() -> secateur.Graph:
+    torch.manual_seed(0)
+    model = Joined().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return secateur.trace(model, torch.randn(2, 3, 2, 2, dtype=torch.float64))
+
+
+SLOW: dict[str, Callable[[list[float]], float]] = {
+    "l1": lambda values: math.fsum(abs(v) for v in values),
+    "l2": lambda values: math.sqrt(math.fsum(v * v for v in values)),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_scores_are_those_of_a_slow_loop(graph: secateur.Graph, name: str) -> None:
+    scores = secateur.score(graph, name)
+    assert {key: len(value) for key, value in scores.items()} == {"a": 4, "b": 2}
+    for group, values in scores.items():
+        assert values.dtype == torch.float64
+        assert values.device.type == "cpu"
+        assert not values.requires_grad
+        for unit, found in enumerate(values.tolist()):
+            wanted = SLOW[name](list(elements(graph.model, weights_of(group, unit))))
+            assert found == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_vectors_do_not_count_where_there_are_matrices(graph: secateur.Graph, name: str) -> None:
+    before = secateur.score(graph, name)
+    with torch.no_grad():
+        for vector in (graph.model.a.bias, graph.model.norm.weight, graph.model.norm.bias):
+            vector.mul_(100)
+    after = secateur.score(graph, name)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_larger_unit_scores_higher(graph: secateur.Graph, name: str) -> None:
+    before = secateur.score(graph, name)["a"]
+    with torch.no_grad():
+        graph.model.a.weight[2] *= 10
+    after = secateur.score(graph, name)["a"]
+    assert after[2] > before[2]
+    assert torch.equal(after[[0, 1, 3]], before[[0, 1, 3]])
+
+
+def test_a_zero_unit_scores_zero(graph: secateur.Graph) -> None:
+    with torch.no_grad():
+        graph.model.b.weight[1] = 0
+        graph.model.head.weight[:, 20:24] = 0
+    for name in SLOW:
+        assert secateur.score(graph, name)["b"][1] == 0
+        assert secateur.score(graph, name)["b"][0] > 0
+
+
+def test_float32_weights_give_float64_scores() -> None:
+    graph = secateur.trace(Joined().eval(), torch.randn(2, 3, 2, 2))
+    assert all(v.dtype == torch.float64 for v in secateur.score(graph, "l2").values())
+
+
+def test_a_grouped_convolution_sums_over_all_positions_of_a_unit() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 2, 1))
+    model = model.double().eval()
+    graph = secateur.trace(model, torch.randn(1, 3, 2, 2, dtype=torch.float64))
+    first, grouped, last = (model[i].weight.detach() for i in range(3))
+    scores = secateur.score(graph, "l1")
+    found = {group.size: scores[group.name].tolist() for group in graph.groups if group.size == 3}
+    wanted = [
+        sum(
+            float(grouped[g * 3 + unit].abs().sum() + last[:, g * 3 + unit].abs().sum())
+            for g in range(2)
+        )
+        for unit in range(3)
+    ]
+    assert found[3] == pytest.approx(wanted)
+    assert first.numel() == 12
+
+
+def test_an_unknown_criterion_lists_the_choices(graph: secateur.Graph) -> None:
+    with pytest.raises(
+        InputError, match=r"l1, l2.*random.*taylor.*got 'tailor'; did you mean 'taylor'"
+    ):
+        secateur.score(graph, "tailor")
+
+
+def test_a_criterion_of_ones_own_is_used(graph: secateur.Graph) -> None:
+    def by_number(graph: secateur.Graph, context: Context) -> dict[str, Tensor]:
+        return {g.name: torch.arange(g.size) * float(context.seed) for g in graph.groups}
+
+    scores = secateur.score(graph, Criterion("mine", by_number), seed=2)
+    assert scores["a"].tolist() == [0, 2, 4, 6]
+
+
+def test_scores_that_are_not_finite_are_refused(graph: secateur.Graph) -> None:
+    with torch.no_grad():
+        graph.model.a.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(InputError, match="'l2' gives scores that are not finite in a"):
+        secateur.score(graph, "l2")
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_every_criterion_gives_one_score_a_unit_and_leaves_the_model(
+    graph: secateur.Graph, name: str
+) -> None:
+    """What all criteria must hold to, whatever they compute."""
+    before = {key: value.clone() for key, value in graph.model.state_dict().items()}
+    batches = [(torch.randn(3, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 4, 2]))]
+    scores = secateur.score(graph, name, calibration=batches)
+    again = secateur.score(graph, name, calibration=batches)
+    assert list(scores) == [group.name for group in graph.groups]
+    for group in graph.groups:
+        values = scores[group.name]
+        assert tuple(values.shape) == (group.size,)
+        assert values.dtype == torch.float64
+        assert bool(values.isfinite().all())
+        assert len(values.unique()) > 1
+        assert torch.equal(values, again[group.name])
+    assert all(torch.equal(before[key], value) for key, value in graph.model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in graph.model.parameters())
