@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from secateur.cutting import declare_sizes, set_attributes
 from secateur.errors import CheckpointError, InputError
-from secateur.graph.tracing import integer_attributes, named_tensors
+from secateur.graph.copies import integer_attributes, named_tensors
 from secateur.structure import build, describe, import_object
 
 FORMAT = 1

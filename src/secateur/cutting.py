@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.tracing import copy_model, named_tensors
+from secateur.graph.copies import copy_model, named_tensors
 from secateur.plan import Plan, Scale
 
 M = TypeVar("M", bound=nn.Module)

@@ -22,8 +22,9 @@ from torch import Tensor
 from secateur.cutting import cut
 from secateur.errors import PlanError
 from secateur.graph import Graph
+from secateur.graph.copies import copy_model, meta_like
 from secateur.graph.program import Node, Program, Ref
-from secateur.graph.tracing import copy_model, meta_like, record
+from secateur.graph.tracing import record
 from secateur.plan import Plan, Scale
 
 Source: TypeAlias = "tuple[str, int, tuple[int, ...]]"

@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
+from secateur.graph.copies import copy_model
 from secateur.graph.program import PRODUCTS, family
-from secateur.graph.tracing import copy_model, plain_attention
+from secateur.graph.tracing import plain_attention
 from secateur.plan import MaskPoint, Plan
 
 M = TypeVar("M", bound=nn.Module)

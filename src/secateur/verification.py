@@ -11,15 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import cut
 from secateur.errors import InputError
+from secateur.graph.copies import copy_model, map_tensors, named_tensors
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import (
-    check_inputs,
-    copy_model,
-    map_tensors,
-    named_tensors,
-    plain_attention,
-    run_model,
-)
+from secateur.graph.tracing import check_inputs, plain_attention, run_model
 from secateur.masking import mask
 from secateur.plan import Plan
 

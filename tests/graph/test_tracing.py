@@ -14,8 +14,9 @@ from torch.nn.modules import module as module_state
 
 import secateur
 from secateur.errors import InputError, TraceError
+from secateur.graph.copies import copy_model, integer_attributes, map_tensors
 from secateur.graph.sizes import Attr, Dim, Sized, expr_of
-from secateur.graph.tracing import copy_model, integer_attributes, map_tensors, record
+from secateur.graph.tracing import record
 
 
 class Small(nn.Module):

@@ -1,0 +1,134 @@
+"""Copies of a model with other tensors, and the integers in its attributes."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.graph.program import tensor_leaves
+from secateur.graph.sizes import Attr, Sized
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same layout without memory."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """Copy ``model``, with ``replace(name, tensor)`` in place of every tensor it holds.
+
+    Parameters and buffers keep their registration and their ties; tensors that
+    modules hold as plain attributes come with an empty name.
+    """
+    memo: dict[int, Any] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = replace(name, tensor)
+    modules = list(model.modules())
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = replace("", value)
+    plain = [module for module in modules if _copies_plainly(module)]
+    for module in plain:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in plain:
+        held = vars(memo[id(module)])
+        for key, value in vars(module).items():
+            if key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
+                held[key] = _copy_value(value, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _copies_plainly(module: nn.Module) -> bool:
+    """Tell whether a module's copy is a copy of its attributes and nothing else."""
+    kind = type(module)
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__setstate__.__module__ in _PLAIN_STATE
+    )
+
+
+# Their __setstate__ only fills in attributes that old pickles lack.
+_PLAIN_STATE = frozenset(
+    f"torch.nn.modules.{room}" for room in ("module", "conv", "activation", "pooling")
+)
+
+
+_ATOMS = (int, float, bool, str, type(None))
+
+
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
+    """Deep-copy an attribute; the many small tables of a module by the short way."""
+    kind = type(value)
+    if kind in _ATOMS or (kind is tuple and all(type(v) in _ATOMS for v in value)):
+        return value
+    if kind is set and not value:
+        return set()
+    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
+        return kind((key, _copy_value(item, memo)) for key, item in value.items())
+    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and tensor of every parameter and buffer, ties once."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Rebuild nested containers with ``change`` applied to every tensor."""
+    memo = {id(tensor): change(tensor) for tensor in tensor_leaves(value)}
+    return copy.deepcopy(value, memo)
+
+
+def integer_attributes(model: nn.Module) -> dict[str, int]:
+    """Return every integer in the modules' own attributes, by path."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            path = f"{name}.{key}" if name else key
+            if key in _MACHINERY:
+                continue
+            if type(value) is int:
+                found[path] = value
+            elif type(value) in (tuple, list) and all(type(v) is int for v in value):
+                found.update({f"{path}[{i}]": v for i, v in enumerate(value)})
+    return found
+
+
+def plant_sizes(model: nn.Module) -> dict[str, int]:
+    """Replace the integers in every module's attributes by :class:`Sized` ones.
+
+    Returns the values by path. Booleans and the module machinery's own
+    attributes stay; so do numbers below 1, which size nothing.
+    """
+    planted: dict[str, int] = {}
+
+    def sized(path: str, value: Any) -> Any:
+        if type(value) is int and value >= 1:
+            planted[path] = value
+            return Sized(value, Attr(path))
+        if type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+            for i, v in enumerate(value):
+                planted[f"{path}[{i}]"] = v
+            return type(value)(
+                Sized(v, Attr(path, i)) if v >= 1 else v for i, v in enumerate(value)
+            )
+        return value
+
+    for name, module in model.named_modules():
+        held = vars(module)
+        for key, value in list(held.items()):
+            if key not in _MACHINERY:
+                held[key] = sized(f"{name}.{key}" if name else key, value)
+    return planted
+
+
+_MACHINERY = frozenset(vars(nn.Module())) | {"training"}
