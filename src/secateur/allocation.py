@@ -16,6 +16,9 @@ from secateur.planning import make_plan
 
 SCOPES = ("local", "global")
 
+# A product such as 0.7 x 10 may fall just short of its whole number.
+_SLACK = 1e-9
+
 
 def allocate(
     graph: Graph,
@@ -71,7 +74,9 @@ def allocate(
     steps = _steps(scores, order, scope, round_to)
     if target == "sparsity":
         total = sum(graph.by_name[name].size for name in scores)
-        count = _first(len(steps), lambda n: sum(k for _, k in steps[:n]) > value * total) - 1
+        count = (
+            _first(len(steps), lambda n: sum(k for _, k in steps[:n]) > value * total + _SLACK) - 1
+        )
         return make_plan(graph, _taken(order, steps[: max(count, 0)]))
     return _meet(graph, order, steps, target, value)
 
@@ -112,9 +117,8 @@ def _allowed(size: int, wanted: int, round_to: int) -> int:
 
 
 def _local(order: Mapping[str, list[int]], sparsity: float, round_to: int) -> dict[str, list[int]]:
-    # A product such as 0.7 x 10 may fall just short of its whole number.
     return {
-        name: units[: _allowed(len(units), math.floor(sparsity * len(units) + 1e-9), round_to)]
+        name: units[: _allowed(len(units), math.floor(sparsity * len(units) + _SLACK), round_to)]
         for name, units in order.items()
     }
 
