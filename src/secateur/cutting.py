@@ -35,6 +35,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     scales: dict[str, list[Scale]] = defaultdict(list)
     for scale in plan.scales:
         scales[scale.name].append(scale)
+    before = dict(named_tensors(model)) if plan.lengths else {}
     if inplace:
         made = {
             id(tensor): _kept(tensor, plan.cuts.get(name, {}), scales.get(name, ()))
@@ -51,6 +52,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         pruned = copy_model(
             model, lambda name, t: _kept(t, plan.cuts.get(name, {}), scales.get(name, ()))
         )  # type: ignore[assignment]
+    _shorten(before, dict(named_tensors(pruned)), plan)
     set_attributes(pruned, plan.attributes)
     declare_sizes(pruned)
     return pruned
@@ -92,6 +94,18 @@ def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]], scales: Sequence[
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
+
+
+def _shorten(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> None:
+    """Shrink the lengths of weight norms as their directions shrank: g |kept v| / |v|."""
+    with torch.no_grad():
+        for length, direction, dim in plan.lengths:
+            whole, part = before[direction].detach(), after[direction].detach()
+            removed = set(plan.cuts[direction].get(dim, ()))
+            stay = [i for i in range(whole.shape[dim]) if i not in removed]
+            index = torch.tensor(stay, device=whole.device)
+            old = torch.norm_except_dim(whole.index_select(dim, index), 2, dim)
+            after[length].mul_(torch.norm_except_dim(part, 2, dim) / old)
 
 
 def set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:

@@ -58,6 +58,8 @@ class Plan:
         pruned: parameters and MACs after.
         scales: weights that take the change of a number which the model's code
             derives from its shapes.
+        lengths: (length, direction, dimension) of weight norms whose lengths shrink
+            with their directions, so that the kept weights stay as they were.
     """
 
     removed: dict[str, tuple[int, ...]]
@@ -70,6 +72,7 @@ class Plan:
     dense: Cost
     pruned: Cost
     scales: tuple[Scale, ...] = ()
+    lengths: tuple[tuple[str, str, int], ...] = ()
 
     def to_json(self) -> str:
         """Write the plan as JSON; runs of positions as "first-last"."""
@@ -111,6 +114,7 @@ class Plan:
                 Scale(**{**scale, "positions": _positions(scale["positions"])})
                 for scale in data["scales"]
             )
+            data["lengths"] = tuple((g, v, dim) for g, v, dim in data["lengths"])
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
             return Plan(**data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -60,5 +60,6 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
         given_back=mended.given_back,
         dense=graph.cost(),
         pruned=graph.cost(mended.removed),
+        lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
     )
     return keep_numbers(graph, plan)

@@ -84,9 +84,9 @@ def verify(
 
 def _unrounded(dense: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Return the weights that the cut scaled, in the precision of the proof."""
-    if not plan.scales:
+    names = {scale.name for scale in plan.scales} | {length for length, _, _ in plan.lengths}
+    if not names:
         return {}
-    names = {scale.name for scale in plan.scales}
     return {name: t.detach() for name, t in named_tensors(cut(dense, plan)) if name in names}
 
 

@@ -79,6 +79,7 @@ class Flow:
         self.requirements: list[Requirement] = []
         self.reads: list[Read] = []
         self.work: list[Work] = []
+        self.lengths: list[tuple[str, str, int]] = []
         self.roles: list[tuple[str, Axis]] = []
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
@@ -267,6 +268,11 @@ class Flow:
         if op != node.op:
             arg, dim = 0, -1  # the left operand's last dimension, whatever the layout
         self.reads.append(Read(op, node.ordinal, arg, dim, axis, how, place))
+
+    def name(self, ref: Ref) -> str | None:
+        """Return the name of a tensor that is a parameter, as it is."""
+        info = self.program.tensors[ref.key]
+        return info.name if info.kind == "parameter" else None
 
     def moved(self, node: Node, source: Ref, order: Sequence[int]) -> None:
         """Note that an output is ``source`` with its dimensions in ``order``."""

@@ -97,6 +97,7 @@ class Layout:
         work: (module, factor, axes) of every contraction.
         rules: sizes in the model's own code.
         consumers: where the masked reference acts.
+        lengths: (length, direction, dimension) of every weight norm.
         attributes: the value of every integer attribute that a rule uses.
         batch: samples in the example input.
         ops: number of traced operations.
@@ -110,6 +111,7 @@ class Layout:
     work: tuple[tuple[str, int, tuple[int, ...]], ...]
     rules: tuple[Rule, ...]
     consumers: tuple[Consumer, ...]
+    lengths: tuple[tuple[str, str, int], ...]
     attributes: dict[Attr, int]
     batch: int
     ops: int
@@ -202,6 +204,7 @@ def analyse(flow: Flow) -> Analysis:
             for r in flow.reads
             if flow.axes.canon(r.axis).shape[1]
         ),
+        lengths=tuple(dict.fromkeys(flow.lengths)),
         attributes={
             leaf: program.attributes[str(leaf)]
             for requirement in rules
@@ -266,10 +269,13 @@ def _partition(
     return atoms, labels.reshape(-1)
 
 
+_ROLES = ("head", "head_dim", "embedding")
+
+
 def _kinds(flow: Flow) -> Callable[[NDArray[np.int64]], str | None]:
     """Return a function that tells the attention role of a set of atoms, if any."""
     marked: dict[str, NDArray[np.int64]] = {}
-    for role in ("head", "head_dim"):
+    for role in _ROLES:
         found = [flow.axes.canon(axis) for name, axis in flow.roles if name == role]
         marked[role] = (
             np.unique(np.concatenate([a.reshape(-1) for a in found]))
@@ -278,7 +284,7 @@ def _kinds(flow: Flow) -> Callable[[NDArray[np.int64]], str | None]:
         )
 
     def kind(atoms: NDArray[np.int64]) -> str | None:
-        for role in ("head", "head_dim"):
+        for role in _ROLES:
             if np.isin(atoms, marked[role]).all():
                 return role
         return None
@@ -326,7 +332,7 @@ def _make_groups(
             slots.append(Slot(name, dim, np.where(values > 0, index[values], -1)))
         index[units] = -1
         role = kinds(np.asarray(units))
-        base = _base_name(slots, ranks) + (f":{role}" if role else "")
+        base = _base_name(slots, ranks, role) + (f":{role}" if role in _ROLES[:2] else "")
         name, n = base, 2
         while name in names:
             name, n = f"{base}#{n}", n + 1
@@ -337,9 +343,10 @@ def _make_groups(
     return groups, number
 
 
-def _base_name(slots: Sequence[Slot], ranks: Mapping[str, int]) -> str:
+def _base_name(slots: Sequence[Slot], ranks: Mapping[str, int], role: str | None) -> str:
     """Name a group after the first layer that produces it."""
-    first = next((s for s in slots if s.dim == 0 and ranks[s.name] > 1), slots[0])
+    produced = 1 if role == "embedding" else 0
+    first = next((s for s in slots if s.dim == produced and ranks[s.name] > 1), slots[0])
     return first.name.rpartition(".")[0] or first.name
 
 

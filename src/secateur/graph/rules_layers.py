@@ -8,6 +8,7 @@ import re
 from secateur.graph.axes import Axis, fixed, merge
 from secateur.graph.flow import Flow, refs_of, rule
 from secateur.graph.program import Node, Ref
+from secateur.graph.rules_lookup import positions
 
 
 @rule("add", "add_", "sub_", "mul_", "div_", "copy_", "masked_fill", "masked_fill_", "where",
@@ -134,6 +135,7 @@ def product(flow: Flow, node: Node) -> None:
     if batch and node.call is not None and node.call.name not in _RECURRENT:
         flow.roles.append(("head", left[0]))
         flow.roles.append(("head_dim", left[-1]))
+        flow.roles.extend(("head_dim", axis) for axis in rest)
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm_")
@@ -164,6 +166,21 @@ def batch_norm(flow: Flow, node: Node) -> None:
     for ref in node.args[1:5]:
         if isinstance(ref, Ref):
             flow.unify(node, dims[1], flow.dims(ref)[0])
+    flow.set(node, dims)
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(flow: Flow, node: Node) -> None:
+    """W = g v / |v|, a length for each position of one dimension; a cut keeps w as it was."""
+    v, g, dim = node.args[0], node.args[1], int(node.args[2]) if len(node.args) > 2 else 0
+    dims, lengths = flow.dims(v), flow.dims(g)
+    names = flow.name(v), flow.name(g)
+    if names[0] is None or names[1] is None:
+        flow.give_up(node, "its direction or length is no parameter")
+        return
+    if len(lengths[dim]) == len(dims[dim]):
+        flow.unify(node, lengths[dim], dims[dim])
+    flow.lengths.append((names[1], names[0], dim))
     flow.set(node, dims)
 
 
@@ -281,7 +298,7 @@ def reduction(flow: Flow, node: Node) -> None:
         if isinstance(node.args[1], Ref):
             pointwise(flow, node)
         else:
-            _indexed(flow, node, int(node.args[1]))
+            positions(flow, node, int(node.args[1]))
         return
     given = next((a for a in node.args[1:] if isinstance(a, tuple)), None)
     if given is None:
@@ -302,36 +319,6 @@ def reduction(flow: Flow, node: Node) -> None:
         flow.set(node, out, index)
 
 
-def _indexed(flow: Flow, node: Node, dim: int) -> None:
-    """Operations that return positions pin the dimension that they look along."""
-    dims = flow.dims(node.args[0])
-    dim %= max(1, len(dims))
-    flow.pin(node, dims[dim : dim + 1], "positions along it are returned")
-    for index, key in enumerate(node.outs):
-        if key < 0:
-            continue
-        shape = flow.out_shape(node, index)
-        if len(shape) == len(dims):
-            out = [axis if d != dim else fixed(shape[d]) for d, axis in enumerate(dims)]
-        else:
-            out = [axis for d, axis in enumerate(dims) if d != dim]
-        flow.set(node, out, index)
-
-
-@rule("topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "cumsum", "cumprod",
-      "logcumsumexp", "cummax")  # fmt: skip
-def along(flow: Flow, node: Node) -> None:
-    """The order of the positions along one dimension matters: it is pinned."""
-    if node.op == "aten.topk":
-        dim = node.args[2] if len(node.args) > 2 else -1
-    elif node.op in ("aten.argmax", "aten.argmin") and len(node.args) < 2:
-        flow.give_up(node, "it returns a position")
-        return
-    else:
-        dim = next((a for a in node.args[1:] if type(a) is int), -1)
-    _indexed(flow, node, int(dim))
-
-
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 def softmax(flow: Flow, node: Node) -> None:
     """Normalised over one dimension: over the kept positions where it is cut."""
@@ -339,37 +326,6 @@ def softmax(flow: Flow, node: Node) -> None:
     dim = int(node.args[1]) % max(1, len(dims))
     flow.read(node, 0, dim, dims[dim], "gather")
     flow.set(node, dims)
-
-
-@rule("embedding")
-def embedding(flow: Flow, node: Node) -> None:
-    """Rows are looked up by number: the rows stay, the columns pass."""
-    weight = flow.dims(node.args[0])
-    flow.pin(node, weight[:1], "rows are looked up by number")
-    flow.set(node, [*flow.dims(node.args[1]), weight[1]])
-
-
-@rule("index")
-def index(flow: Flow, node: Node) -> None:
-    """Indexed dimensions are pinned; the rest pass, the new ones come where NumPy puts them."""
-    dims, indices = flow.dims(node.args[0]), node.args[1]
-    used = [d for d, ref in enumerate(indices) if isinstance(ref, Ref)]
-    flow.pin(node, [dims[d] for d in used], "positions are looked up by number")
-    shape = flow.out_shape(node)
-    rest = [d for d in range(len(dims)) if d not in used]
-    new = len(shape) - len(rest)
-    adjacent = used == list(range(used[0], used[-1] + 1))
-    at = used[0] if adjacent else 0
-    before = [dims[d] for d in rest if d < at]
-    after = [dims[d] for d in rest if d >= at]
-    middle = [
-        flow.pinned(n, f"{flow.where(node)}: looked up by number")
-        for n in shape[len(before) : len(before) + new]
-    ]
-    for ref in indices:
-        if isinstance(ref, Ref):
-            flow.pin(node, flow.dims(ref), "it holds positions")
-    flow.set(node, [*before, *middle, *after])
 
 
 @rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty",
