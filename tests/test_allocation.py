@@ -203,6 +203,13 @@ def test_global_leaves_a_unit_in_every_group() -> None:
     assert removed(plan) == {"0": 3, "2": 39}
 
 
+@pytest.mark.parametrize("hundredths", [29, 57, 58, 70])
+def test_global_removes_the_floor_of_all_units(hundredths: int) -> None:
+    graph = chain(50, 50)
+    plan = secateur.allocate(graph, scored(graph), sparsity=hundredths / 100, scope="global")
+    assert sum(removed(plan).values()) == hundredths
+
+
 # --- round_to ---
 
 
