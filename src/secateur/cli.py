@@ -275,7 +275,7 @@ def _resume_demo(config: DemoConfig) -> Callable[[], str]:
     parts = ["secateur", "demo", "--output", str(config.output)]
     if config.seed:
         parts += ["--seed", str(config.seed)]
-    if config.threads is not None:
+    if config.threads != type(config)().threads:
         parts += ["--threads", str(config.threads)]
     return lambda: _stopped(config.output, [*parts, "--resume"])
 

@@ -34,11 +34,22 @@ _CONSTANTS = ("aten.full", "aten.scalar_tensor")
 _SUMS = ("aten.add", "aten.sub", "aten.add_", "aten.sub_", "aten.rsub", "aten.pow", "aten.pow_")
 
 
+class DriftError(PlanError):
+    """A number drifts that no weight can take."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(
+            f"{node.op} in {node.module or 'the model'} uses a number that the code derives "
+            "from a size that the plan changes, and no weight can take the factor"
+        )
+        self.module = node.module
+
+
 def keep_numbers(graph: Graph, plan: Plan) -> Plan:
     """Return ``plan`` with the scales that undo drifting numbers.
 
     Raises:
-        PlanError: a number drifts where no weight can take its factor.
+        DriftError: a number drifts where no weight can take its factor.
     """
     if not any(_numbers(node) for node in graph.program.nodes):
         return plan
@@ -94,17 +105,11 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
             elif old.op in _FACTORS:
                 found.append((index, ratio ** _FACTORS[old.op]))
             else:
-                raise PlanError(
-                    f"{old.op} in {old.module or 'the model'} uses {value:g}, which would become "
-                    f"{news[place]:g}: the code derives it from a size that the plan changes"
-                )
+                raise DriftError(old)
         for ref in old.args:
             if isinstance(ref, Ref) and ref.key in constants:
                 if old.op not in _FACTORS:
-                    raise PlanError(
-                        f"{old.op} in {old.module or 'the model'} uses a number that the code "
-                        "derives from a size that the plan changes"
-                    )
+                    raise DriftError(old)
                 found.append((index, constants[ref.key] ** _FACTORS[old.op]))
     return found
 
@@ -118,10 +123,7 @@ def _sources(program: Program, index: int) -> list[Source]:
             found = walk.back(ref.key, torch.ones(program.shape(ref), dtype=torch.bool), index)
             if found is not None:
                 return found
-    raise PlanError(
-        f"{node.op} in {node.module or 'the model'} uses a number that the code derives from a "
-        "size that the plan changes, and no weight can take the factor"
-    )
+    raise DriftError(node)
 
 
 _MOVES = frozenset(
@@ -149,7 +151,7 @@ class _Walk:
     def back(self, key: int, wanted: Tensor, before: int) -> list[Source] | None:
         """Return the weights to scale, None where there are none."""
         info = self.program.tensors[key]
-        if info.kind == "parameter":
+        if info.kind in ("parameter", "buffer"):
             return self._parameter(info.name, wanted)
         for index in range(before - 1, -1, -1):
             node = self.program.nodes[index]

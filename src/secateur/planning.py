@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.drift import keep_numbers
+from secateur.drift import DriftError, keep_numbers
 from secateur.errors import PlanError
-from secateur.graph import Graph
+from secateur.graph import Graph, Mended
 from secateur.graph.groups import Removed
 from secateur.plan import MaskPoint, Plan
 
@@ -22,10 +22,37 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
         InputError: an unknown group or unit, or no unit left of a group.
         PlanError: every unit had to be given back.
     """
-    mended = graph.mend(removed)
-    if mended.given_back and not mended.removed:
-        names = ", ".join(sorted(mended.given_back)[:3])
-        raise PlanError(f"the model's code allows none of these units to go (groups {names})")
+    wanted = {name: tuple(units) for name, units in removed.items()}
+    back: dict[str, int] = {}
+    while True:
+        mended = graph.mend(wanted)
+        given_back = {**back, **mended.given_back}
+        if given_back and not mended.removed:
+            names = ", ".join(sorted(given_back)[:3])
+            raise PlanError(f"the model's code allows none of these units to go (groups {names})")
+        plan = _lay_out(graph, mended, given_back)
+        try:
+            return keep_numbers(graph, plan)
+        except DriftError as error:
+            name = _culprit(graph, mended, error.module)
+            if name is None:
+                raise
+            back[name] = len(wanted.pop(name))
+
+
+def _culprit(graph: Graph, mended: Mended, module: str) -> str | None:
+    """Return a cut group of the module whose number drifts: a head dimension before others."""
+    inside = [
+        group
+        for group in graph.groups
+        if group.name in mended.removed
+        and any(slot.name.startswith(f"{module}.") for slot in group.slots)
+    ]
+    inside.sort(key=lambda group: (group.kind != "head_dim", len(group.slots)))
+    return inside[0].name if inside else None
+
+
+def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
     layout, sizes = graph.layout, graph.sizes(mended.removed)
     gone: dict[int, tuple[int, ...]] = {}
 
@@ -50,16 +77,15 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
                 MaskPoint(read.op, read.ordinal, read.arg, read.dim,
                           len(layout.axes[read.axis]), lost(read.axis), read.how)
             )  # fmt: skip
-    plan = Plan(
+    return Plan(
         removed=mended.removed,
         sizes={group.name: group.size for group in graph.groups},
         cuts={name: dims for name, dims in cuts.items() if dims},
         attributes=mended.attributes,
         consumers=tuple(consumers),
         masks=tuple(points),
-        given_back=mended.given_back,
+        given_back=given_back,
         dense=graph.cost(),
         pruned=graph.cost(mended.removed),
         lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
     )
-    return keep_numbers(graph, plan)

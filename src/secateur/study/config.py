@@ -163,6 +163,8 @@ class DemoConfig(RunSettings):
         tolerance: accuracy on validation that the chosen network may lose against the dense one.
     """
 
+    # Networks this small get slower with a second thread, not faster.
+    threads: int | None = Field(default=1, ge=1)
     validation: float = Field(default=0.2, gt=0, lt=1)
     batch_size: int = Field(default=64, ge=1)
     train: TrainSettings = TrainSettings(epochs=10, lr=3e-3)

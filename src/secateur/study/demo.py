@@ -80,7 +80,7 @@ def _demo(run: Run, config: DemoConfig) -> Result:
         f"cut: {share(plan)}, largest error against the masked network {check.max_error:.1e}",
     )
     history = kept.trained(run, pruned, data, config.finetune, "finetune")
-    kept.stored(run, pruned, None, {})
+    kept.stored(run, pruned)
     return kept.concluded(
         run,
         config,
@@ -95,6 +95,7 @@ def _demo(run: Run, config: DemoConfig) -> Result:
             f"{config.trial_epochs} epochs and judged on validation.",
             f"Chosen: the fewest MACs at most {100 * config.tolerance:g} points below the dense "
             f"network ({dense.accuracy:.2%}); where none is, the most accurate.",
+            "Random is the baseline: a criterion that does not beat it says little here.",
         ],
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.progress import Progress
@@ -12,15 +13,18 @@ from torch import nn
 
 from secateur.checkpoint import load, save
 from secateur.data import Augment, ImageData, batches
-from secateur.errors import CheckpointError
+from secateur.errors import CheckpointError, InputError
 from secateur.finetune import TrainSettings, finetune
 from secateur.measure import environment, quality
 from secateur.plan import Plan
 from secateur.report import write_report
 from secateur.results import CheckRecord, Epoch, Point, Quality, Result
+from secateur.structure import describe
 from secateur.study import stages, store
 from secateur.study.config import RunSettings, to_plain
 from secateur.study.stages import Subject
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -78,19 +82,29 @@ def trained(
     )
 
 
-def stored(run: Run, model: nn.Module, factory: str | None, arguments: dict[str, Any]) -> None:
-    """Save the network into the run folder.
+def factory_for(reference: str, model: nn.Module) -> str | None:
+    """Return what must build the network again when it is loaded; None if JSON describes it.
 
     Raises:
-        CheckpointError: a module holds what JSON cannot describe, and ``factory`` (an importable
-            "package.module:callable") is not there to build it again.
+        InputError: JSON cannot describe it, and ``reference`` is a file, which cannot be imported.
     """
     try:
-        save(model, run.folder)
-    except CheckpointError:
-        if factory is None:
-            raise
-        save(model, run.folder, factory=factory, arguments=arguments)
+        describe(model, {})
+    except CheckpointError as error:
+        if stages.from_file(reference):
+            raise InputError(
+                f"model {reference!r} cannot be saved from a file, name it as "
+                f"package.module:callable: {error}"
+            ) from error
+        return reference
+    return None
+
+
+def stored(
+    run: Run, model: nn.Module, factory: str | None = None, arguments: Mapping[str, Any] = NOTHING
+) -> None:
+    """Save the network into the run folder; ``factory`` is what :func:`factory_for` returned."""
+    save(model, run.folder, factory=factory, arguments=arguments if factory else None)
 
 
 def concluded(

@@ -49,6 +49,7 @@ def _prune(run: Run, config: RunConfig) -> Result:
     options = config.data.model_dump(exclude={"batch_size", "augment"})
     data = load_data(**options, seed=config.seed, progress=run.progress)
     subject = stages.inspect_subject(model, data)
+    factory = kept.factory_for(config.model, model)
     store.claim(run.folder, to_yaml(config))
     if data.skipped:
         say(run.progress, f"{data.skipped} unreadable images are left out")
@@ -57,7 +58,6 @@ def _prune(run: Run, config: RunConfig) -> Result:
     plan = kept.planned(run, lambda: _plan(config, subject))
     pruned, check = stages.cut_and_verify(subject, plan)
     # Saved before it is trained: what cannot be saved must not be found out after hours.
-    factory = None if ".py:" in config.model else config.model
     kept.stored(run, pruned, factory, config.arguments)
     after = kept.judged(run, "cut-validation", pruned, data, "validation")
     say(
@@ -75,6 +75,11 @@ def _prune(run: Run, config: RunConfig) -> Result:
     notes = [f"Accuracy on validation: {', '.join(told)}."]
     if data.skipped:
         notes.append(f"{data.skipped} unreadable images were left out.")
+    if stages.from_file(config.model):
+        notes.append(
+            f"Call secateur.models.load_model({config.model!r}) before secateur.load in a new "
+            "process: the network's class is in a file, which Python does not find by itself."
+        )
     return kept.concluded(
         run,
         config,

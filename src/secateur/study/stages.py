@@ -51,6 +51,12 @@ def build(
     return model
 
 
+def from_file(reference: str) -> bool:
+    """Tell ``file.py:callable`` from ``package.module:callable``."""
+    where = reference.rpartition(":")[0]
+    return where.endswith(".py") or "/" in where
+
+
 def inspect_subject(model: nn.Module, data: ImageData) -> Subject:
     """Put the network on accelerate's device, trace it, and try one batch of the data on it.
 
