@@ -33,7 +33,8 @@ test-all: lint $(ZOO)
 	$(THREADS) $(BIN)/pytest -n $(WORKERS) -m ""
 
 bench: $(ZOO)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/peer.py
+	$(BIN)/python benchmarks/zoo.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -300,9 +300,9 @@ class TestDemo:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("secateur.study.kept.finetune", stop)
-        outcome = secateur("demo", "--seed", "4", "--threads", "1")
+        outcome = secateur("demo", "--seed", "4", "--threads", "2")
         assert outcome.exit_code == 130
-        again = "secateur demo --output runs/demo-2 --seed 4 --threads 1 --resume"
+        again = "secateur demo --output runs/demo-2 --seed 4 --threads 2 --resume"
         assert outcome.stderr.splitlines()[-1] == f"stopped; go on with: {again}"
         assert secateur(*again.split()[1:]).exit_code == 130
 

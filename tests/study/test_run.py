@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import settings, write_net, write_photos
+from small_runs import NET, settings, write_net, write_photos
 
 import secateur
 from secateur import finetune as finetune_room
@@ -37,6 +40,7 @@ def timeless(result: Result) -> dict[str, Any]:
         plain[name]["speeds"] = [speed["batch"] for speed in plain[name]["speeds"]]
     for entry in plain["history"]:
         del entry["seconds"]
+    plain["notes"] = plain["notes"][0]
     for name in ("output", "model"):
         del plain["asked"][name]
     return {key: value for key, value in plain.items() if key not in ("command", "environment")}
@@ -194,6 +198,40 @@ def test_unreadable_images_are_counted(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     result = run(tmp_path, data={**data, "skip_unreadable": True}, **over)
     assert "1 unreadable images were left out." in result.notes
+
+
+class TestLoadingAgain:
+    def load(self, folder: Path, first: str = "") -> subprocess.CompletedProcess[str]:
+        script = f"import sys, secateur, secateur.models\n{first}\nsecateur.load(sys.argv[1])"
+        return subprocess.run(
+            [sys.executable, "-c", script, str(folder)],
+            cwd=folder.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_a_network_from_a_file(self, finished: tuple[Result, Path]) -> None:
+        result, folder = finished
+        (told,) = (note for note in result.notes if "secateur.load" in note)
+        first = re.search(r"secateur\.models\.load_model\(.*?\)", told)
+        assert first is not None
+        assert self.load(folder).returncode != 0
+        assert self.load(folder, first.group()).returncode == 0
+
+    def test_a_network_that_json_cannot_describe(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lines = "def odd():\n    model = build()\n    model.act = lambda x: x\n    return model\n"
+        (tmp_path / "oddities.py").write_text(NET + lines)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=r"act holds .*lambda"):
+            run(tmp_path, model="oddities.py:odd")
+        assert not (tmp_path / "run").exists()
+        result = run(tmp_path, model="oddities:odd", finetune={"epochs": 0})
+        assert not [note for note in result.notes if "secateur.load" in note]
+        assert self.load(tmp_path / "run").returncode == 0
+        del sys.modules["oddities"]
 
 
 class TestRefusedBeforeTheFolderIsClaimed:

@@ -1,0 +1,39 @@
+"""The example files: each is valid, and the one with a known outcome has it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secateur.results import load_result
+from secateur.study import RunConfig
+from secateur.study.reading import parse, read_mapping
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_is_valid_and_listed(path: Path) -> None:
+    parse(RunConfig, read_mapping(path), str(path))
+    assert f"`{path.name}`" in (ROOT / "examples" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_resnet56_scores_as_published_and_prunes(tmp_path: Path) -> None:
+    path = ROOT / "examples" / "resnet56_cifar10.yaml"
+    asked = read_mapping(path)
+    for needed in (asked["weights"], asked["data"]["source"]):
+        if not (ROOT / needed).exists():
+            pytest.skip(f"needs {needed}")
+    words = ["prune", str(path), "--epochs", "0", "--output", str(tmp_path / "run")]
+    subprocess.run([sys.executable, "-m", "secateur", *words], cwd=ROOT, check=True)
+    result = load_result(tmp_path / "run" / "result.json")
+    assert result.dense.quality.count == 10_000
+    assert result.dense.quality.accuracy == pytest.approx(0.8320, abs=5e-5)
+    assert 0.49 < result.pruned.size.macs / result.dense.size.macs <= 0.5
+    assert result.check.ok
+    assert result.check.changed
