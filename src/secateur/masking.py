@@ -30,7 +30,7 @@ _KEEPS_SHAPE = frozenset(
     f"aten.{name}"
     for name in (
         "_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm",
-        "native_group_norm", "_fused_rms_norm",
+        "native_group_norm", "_fused_rms_norm", "native_batch_norm", "cudnn_batch_norm",
     )
 )  # fmt: skip
 

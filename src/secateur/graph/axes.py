@@ -110,8 +110,8 @@ class Axes:
 
     def pin(self, axis: Axis, reason: str) -> None:
         """Forbid the removal of any position of ``axis``."""
-        atoms = np.unique(self.canon(axis))
-        atoms = atoms[atoms > 0]
+        free = self.canon(axis)
+        atoms = free[free > 0]
         if len(atoms):
             number = self._reason_ids.setdefault(reason, len(self._reasons))
             if number == len(self._reasons):

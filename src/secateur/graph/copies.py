@@ -69,8 +69,8 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _ATOMS or (kind is tuple and all(type(v) in _ATOMS for v in value)):
         return value
-    if kind is set and not value:
-        return set()
+    if kind in (dict, OrderedDict, set, list) and not value:
+        return kind()
     if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
         return kind((key, _copy_value(item, memo)) for key, item in value.items())
     return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)

@@ -83,6 +83,7 @@ class Flow:
         self.roles: list[tuple[str, Axis]] = []
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self._pinned: dict[tuple[int, str], Axis] = {}
         self._index = 0
 
     def run(self) -> None:
@@ -136,11 +137,12 @@ class Flow:
 
     def pinned(self, size: int, reason: str) -> Axis:
         """Return an axis that cannot be cut, and remembers why."""
-        if size == 0:
-            return fixed(0)
-        axis = np.repeat(self.axes.fresh(1), size, axis=0)
-        self.axes.pin(axis, reason)
-        return axis
+        known = self._pinned.get((size, reason))
+        if known is None:
+            known = np.repeat(self.axes.fresh(1), size, axis=0) if size else fixed(0)
+            self.axes.pin(known, reason)
+            self._pinned[size, reason] = known
+        return known
 
     def _apply(self, node: Node) -> None:
         known = all(self.known(ref) for ref in refs_of(node))

@@ -161,8 +161,16 @@ def add_product(flow: Flow, node: Node) -> None:
       "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm",
       "_batch_norm_no_update")  # fmt: skip
 def batch_norm(flow: Flow, node: Node) -> None:
-    """One statistic a channel: the channel axis passes."""
+    """One statistic a channel: the channel axis passes.
+
+    Statistics taken from the input itself (training=True, as standardised weights do in
+    eval mode too) run over the kept positions of the other dimensions.
+    """
     dims = flow.dims(node.args[0])
+    if node.op in ("aten.native_batch_norm", "aten.cudnn_batch_norm") and node.args[5]:
+        for d in range(len(dims)):
+            if d != 1:
+                flow.read(node, 0, d, dims[d], "gather")
     for ref in node.args[1:5]:
         if isinstance(ref, Ref):
             flow.unify(node, dims[1], flow.dims(ref)[0])
