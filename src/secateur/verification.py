@@ -69,8 +69,9 @@ def verify(
     dense = copy_model(model, lambda _, t: _to(t, dtype)).eval()
     exact = _unrounded(dense, plan)
     small = copy_model(pruned, lambda name, t: _prefer(exact.get(name), t, dtype)).eval()
-    outputs = [_outputs(network, inputs, dtype) for network in (dense, mask(dense, plan), small)]
-    before, reference, result = outputs
+    result = _outputs(small, inputs, dtype)
+    before = _outputs(dense, inputs, dtype)
+    reference = _outputs(mask(dense, plan, inplace=True), inputs, dtype)
     error = _error(result, reference)
     tolerance = TOLERANCES[dtype]
     return Check(
