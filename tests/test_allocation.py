@@ -59,6 +59,13 @@ def test_the_floor_is_that_of_the_exact_fraction(size: int, hundredths: int) -> 
     assert removed(plan) == ({"0": exact} if exact else {})
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_the_last_unit_stays_however_close_to_one(scope: str) -> None:
+    for sparsity in (1 - 1e-12, math.nextafter(1.0, 0.0)):
+        plan = secateur.allocate(GRAPH, scored(GRAPH), sparsity=sparsity, scope=scope)
+        assert all(len(plan.removed[g.name]) == g.size - 1 for g in GRAPH.groups)
+
+
 def test_the_lowest_scores_go_and_the_earlier_of_equals() -> None:
     graph = chain(6)
     plan = secateur.allocate(graph, {"0": torch.tensor([3.0, 1, 2, 1, 9, 1])}, sparsity=0.5)
@@ -131,6 +138,20 @@ def test_targets_are_met_from_below_within_one_unit(scope: str, target: str, sha
             for name, units in plan.removed.items()
         ]
         assert max(back) > limit
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("target", ["macs", "params"])
+def test_the_limit_is_sharp(scope: str, target: str) -> None:
+    """A quarter of a parameter above a reachable cost is met by it, a quarter below is not."""
+    for share in (0.8, 0.5, 0.2):
+        plan = secateur.allocate(CONVS, scored(CONVS), scope=scope, **{target: share})
+        reached, dense = getattr(plan.pruned, target), getattr(plan.dense, target)
+        above, below = (reached + 0.25) / dense, (reached - 0.25) / dense
+        again = secateur.allocate(CONVS, scored(CONVS), scope=scope, **{target: above})
+        assert again == plan
+        less = secateur.allocate(CONVS, scored(CONVS), scope=scope, **{target: below})
+        assert getattr(less.pruned, target) < reached
 
 
 @pytest.mark.parametrize("target", ["macs", "params"])

@@ -266,6 +266,10 @@ def test_training_mode_comes_back(toys: Any, tmp_path: Path) -> None:
         model = toys.Everything().train(training)
         found = secateur.load(secateur.save(model, tmp_path))
         assert {m.training for m in found.modules()} == {training}
+        folder = secateur.save(
+            toys.Secret().train(training), tmp_path, factory="checkpoint_toys:secret"
+        )
+        assert {m.training for m in secateur.load(folder).modules()} == {training}
 
 
 def test_the_saved_files_are_data(toys: Any, tmp_path: Path) -> None:

@@ -279,6 +279,16 @@ def test_products_of_many_against_one_name_define_it() -> None:
     assert len(free_atoms(axes, [left, right])) == 5
 
 
+def test_three_factors_against_two_pin_all_of_them() -> None:
+    axes = Axes()
+    three = [axes.fresh(2), axes.fresh(3), axes.fresh(2)]
+    two = [axes.fresh(3), axes.fresh(4)]
+    axes.unify(merge(three), merge(two), "cannot be matched")
+    for part in three + two:
+        assert axes.canon(part).shape[1] == 0
+        assert axes.reasons(part) == ("cannot be matched",)
+
+
 def test_an_axis_that_meets_its_own_reversal_pairs_up() -> None:
     axes = Axes()
     axis = axes.fresh(4)

@@ -25,7 +25,7 @@ from secateur.graph.sizes import (
     leaves,
     rename,
     show,
-    watch_equalities,
+    watch_comparisons,
 )
 
 C, H = Dim(7, 1), Attr("block.heads")
@@ -163,7 +163,7 @@ def test_a_shape_keeps_them() -> None:
 def test_equal_sizes_are_noted_and_unequal_ones_not() -> None:
     noted: list[tuple[Expr, Expr]] = []
     c, h = Sized(6, C), Sized(6, H)
-    with watch_equalities(lambda left, right: noted.append((left, right))):
+    with watch_comparisons(lambda left, right: noted.append((left, right))):
         assert c == h
         assert c == 6
         assert (c != h) is False
