@@ -14,7 +14,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from secateur.cutting import cut
 from secateur.errors import PlanError
 from secateur.graph import Graph
 from secateur.graph.copies import copy_model, meta_like
+from secateur.graph.flow import refs_of
 from secateur.graph.program import Node, Program, Ref
 from secateur.graph.tracing import record
 from secateur.plan import Plan, Scale
@@ -117,11 +118,11 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
 def _sources(program: Program, index: int) -> list[Source]:
     """Return the weights whose scaling scales what node ``index`` multiplies."""
     node = program.nodes[index]
-    walk = _Walk(program, index)
     for ref in node.args:
         if isinstance(ref, Ref) and program.shape(ref):
+            walk = _Walk(program, {index}, {})
             found = walk.back(ref.key, torch.ones(program.shape(ref), dtype=torch.bool), index)
-            if found is not None:
+            if found is not None and walk.alone():
                 return found
     raise DriftError(node)
 
@@ -134,6 +135,11 @@ _MOVES = frozenset(
         "_to_copy", "repeat", "roll", "flip", "constant_pad_nd", "cat", "stack", "unsafe_split",
     )
 )  # fmt: skip
+_SHAPE_ONLY = frozenset(
+    f"aten.{name}"
+    for name in ("zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones",
+                 "new_empty", "new_full")
+)  # fmt: skip
 _JOINS = ("aten.cat", "aten.stack")
 _NORMS = {"aten.native_layer_norm": (2, 3), "aten._fused_rms_norm": (2,)}
 
@@ -142,20 +148,58 @@ _NORMS = {"aten.native_layer_norm": (2, 3), "aten._fused_rms_norm": (2,)}
 class _Walk:
     """Walks from a tensor back to the weights that it is proportional to.
 
-    ``wanted`` masks hold which elements of a tensor must be scaled.
+    ``wanted`` masks hold which elements of a tensor must be scaled; ``nodes`` and
+    ``scaled`` remember the operations and tensors on the way.
     """
 
     program: Program
-    limit: int
+    nodes: set[int]
+    scaled: dict[int, Tensor]
+
+    def alone(self) -> bool:
+        """Tell whether nothing off the way reads what would be scaled."""
+        for index, node in enumerate(self.program.nodes):
+            if index in self.nodes or node.op in _SHAPE_ONLY:
+                continue
+            for place, ref in enumerate(refs_of(node)):
+                wanted = self.scaled.get(ref.key)
+                if wanted is None:
+                    continue
+                if node.op not in _MOVES or node.op in _JOINS or place > 0:
+                    return False
+                numbers = torch.arange(wanted.numel()).reshape(wanted.shape)
+                result = _move(node, numbers)
+                parts = result if isinstance(result, (tuple, list)) else (result,)
+                for key, part in zip(node.outs, parts, strict=True):
+                    touched = wanted.flatten()[part.flatten()].reshape(part.shape)
+                    known = self.scaled.get(key)
+                    beyond = touched if known is None else touched & ~known
+                    if beyond.any() and not self._unread(key, beyond):
+                        return False
+        return True
+
+    def _unread(self, key: int, touched: Tensor) -> bool:
+        """Tell whether the touched elements of a moved tensor go nowhere."""
+        return _Walk(self.program, self.nodes, {key: touched}).alone()
 
     def back(self, key: int, wanted: Tensor, before: int) -> list[Source] | None:
         """Return the weights to scale, None where there are none."""
+        nodes, scaled = set(self.nodes), dict(self.scaled)
+        found = self._back(key, wanted, before)
+        if found is None:  # a way that leads nowhere leaves no trace
+            self.nodes, self.scaled = nodes, scaled
+        return found
+
+    def _back(self, key: int, wanted: Tensor, before: int) -> list[Source] | None:
         info = self.program.tensors[key]
+        known = self.scaled.get(key)
+        self.scaled[key] = wanted if known is None else known | wanted
         if info.kind in ("parameter", "buffer"):
             return self._parameter(info.name, wanted)
         for index in range(before - 1, -1, -1):
             node = self.program.nodes[index]
             if key in node.outs:
+                self.nodes.add(index)
                 return self._through(node, node.outs.index(key), wanted, index)
         return None
 
@@ -260,8 +304,6 @@ class _Walk:
 
     def _moved(self, node: Node, out: int, wanted: Tensor, index: int) -> list[Source] | None:
         """Follow elements through an operation that only moves them: run it on their numbers."""
-        packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
-        function = getattr(packet, node.overload)
         joined = node.op in _JOINS
         refs = [r for r in (node.args[0] if joined else node.args[:1]) if isinstance(r, Ref)]
         numbers, start = [], 1
@@ -270,8 +312,7 @@ class _Walk:
             count = int(torch.Size(shape).numel())
             numbers.append(torch.arange(start, start + count).reshape(shape))
             start += count
-        keywords = {} if node.op == "aten._to_copy" else node.kwargs
-        result = function(numbers if joined else numbers[0], *node.args[1:], **keywords)
+        result = _move(node, numbers if joined else numbers[0])
         moved = result[out] if isinstance(result, (tuple, list)) else result
         hit = torch.zeros(start, dtype=torch.bool)
         hit[moved[wanted].flatten()] = True
@@ -279,6 +320,13 @@ class _Walk:
         masks = [piece.reshape(n.shape) for piece, n in zip(pieces, numbers, strict=True)]
         pairs = [(ref, mask) for ref, mask in zip(refs, masks, strict=True) if mask.any()]
         return self._all([ref for ref, _ in pairs], [mask for _, mask in pairs], index)
+
+
+def _move(node: Node, numbers: Tensor | list[Tensor]) -> Any:
+    """Run an operation that only moves elements on their numbers."""
+    packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
+    keywords = {} if node.op == "aten._to_copy" else node.kwargs
+    return getattr(packet, node.overload)(numbers, *node.args[1:], **keywords)
 
 
 def _shrink(wanted: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -71,7 +71,9 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         if not lost(read.axis):
             continue
         if read.how == "mask" and read.parameter is not None:
-            consumers[read.parameter] = None
+            name, dim = read.parameter
+            if dim in cuts[name]:  # else whole groups of a convolution go, and nothing reads them
+                consumers[read.parameter] = None
         else:
             points.append(
                 MaskPoint(read.op, read.ordinal, read.arg, read.dim,

@@ -160,19 +160,31 @@ def test_a_shape_keeps_them() -> None:
     assert expr_of(shape[1]) == H
 
 
-def test_equal_sizes_are_noted_and_unequal_ones_not() -> None:
-    noted: list[tuple[Expr, Expr]] = []
+def test_comparisons_are_noted_with_their_outcome() -> None:
+    noted: list[tuple[str, Expr, Expr, bool]] = []
     c, h = Sized(6, C), Sized(6, H)
-    with watch_comparisons(lambda left, right: noted.append((left, right))):
+    with watch_comparisons(lambda *found: noted.append(found)):
         assert c == h
-        assert c == 6
         assert (c != h) is False
         assert c != 7
-        assert (c == 5) is False
+        assert c < 7
+        assert c >= h
+        assert c <= 6
+        assert (c > 6) is False
+        assert c
         assert c != "six"
-    assert noted == [(C, H), (C, 6), (C, H)]
+    assert noted == [
+        ("==", C, H, True),
+        ("==", C, H, True),
+        ("==", C, 7, False),
+        ("<", C, 7, True),
+        ("<", C, H, False),
+        ("<=", C, 6, True),
+        ("<=", C, 6, True),
+        ("==", C, 0, False),
+    ]
     assert c == h
-    assert len(noted) == 3
+    assert len(noted) == 8
 
 
 def test_a_plain_int_is_its_own_expression() -> None:

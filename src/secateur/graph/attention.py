@@ -27,11 +27,11 @@ def attention_width(call: Call) -> Sized:
 _WIDTH = -1
 
 
-def attention_equalities(call: Call) -> dict[tuple[Expr, Expr], str]:
+def attention_equalities(call: Call) -> dict[tuple[str, Expr, Expr, bool], str]:
     """Return what the function asserts: the width it was built for, in whole heads."""
     width, built, heads = attention_width(call), call.args[3], call.args[4]
     whole = width // heads * heads
-    return {(expr_of(width), expr_of(v)): "attention" for v in (built, whole)}
+    return {("==", expr_of(width), expr_of(v), True): "attention" for v in (built, whole)}
 
 
 def attention_sizes(call: Call, shape: Sequence[int]) -> list[Any]:

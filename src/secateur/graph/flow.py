@@ -101,14 +101,18 @@ class Flow:
         for key in self.program.outputs:
             for axis in self.dims(Ref(key)):
                 self.axes.pin(axis, "the model's output")
-        for (left, right), module in self.program.equalities.items():
-            self._hold(left, right, module)
+        for (op, left, right, outcome), module in self.program.comparisons.items():
+            where = f"a comparison in {module or 'the model'}"
+            if op == "==" and outcome:
+                self._hold(left, right, where)
+            else:
+                same = Apply("-", Apply(op, left, right), int(outcome))
+                self.requirements.append(Requirement(same, fixed(0), where))
         self._pin_unread()
         self.axes.freeze()
 
-    def _hold(self, left: Expr, right: Expr, module: str) -> None:
+    def _hold(self, left: Expr, right: Expr, where: str) -> None:
         """Keep two sizes equal that the model's code compared and found equal."""
-        where = f"a comparison in {module or 'the model'}"
         for one, other in ((left, right), (right, left)):
             if isinstance(one, Dim) and self._dims[one.tensor] is not None:
                 axis = self.dims(Ref(one.tensor))[one.dim]

@@ -86,7 +86,7 @@ class Program:
     tensors: list[TensorInfo] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     attributes: dict[str, int] = field(default_factory=dict)
-    equalities: dict[tuple[Expr, Expr], str] = field(default_factory=dict)
+    comparisons: dict[tuple[str, Expr, Expr, bool], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     batch: int = 1
     way: str = ""

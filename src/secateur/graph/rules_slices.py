@@ -122,7 +122,8 @@ def _stated_parts(flow: Flow, node: Node, dim: int, sizes: list[int]) -> list[An
             if len(given) == len(sizes):
                 return list(given)
         elif call.name == "split" and isinstance(given, int):
-            return [given] * (len(sizes) - 1) + [None]
+            # A shorter last part is what remains: only its literal size keeps it the last.
+            return [given] * (len(sizes) - 1) + [given if sizes[-1] == given else int(sizes[-1])]
         elif call.name in ("chunk", "lstm", "gru", "lstm_cell", "gru_cell", "rnn_tanh"):
             parts = given if call.name == "chunk" else len(sizes)
             if isinstance(parts, int) and len(set(sizes[:-1])) <= 1:

@@ -58,6 +58,9 @@ _OPS: dict[str, Callable[[int, int], int]] = {
     "//": operator.floordiv,
     "%": operator.mod,
     "ceil": lambda a, b: -(-a // b),
+    "==": lambda a, b: int(a == b),
+    "<": lambda a, b: int(a < b),
+    "<=": lambda a, b: int(a <= b),
 }
 
 
@@ -110,16 +113,28 @@ class Sized(int):
         return _apply("%", other, self)
 
     def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other)
-        if same is True:
-            _note(self, other)
-        return same
+        return _noted("==", self, other, int.__eq__(self, other))
 
     def __ne__(self, other: object) -> bool:
         differ = int.__ne__(self, other)
-        if differ is False:
-            _note(self, other)
+        if differ is not NotImplemented:
+            _noted("==", self, other, not differ)
         return differ
+
+    def __lt__(self, other: Any) -> bool:
+        return _noted("<", self, other, int.__lt__(self, other))
+
+    def __ge__(self, other: Any) -> bool:
+        return not _noted("<", self, other, not int.__ge__(self, other))
+
+    def __le__(self, other: Any) -> bool:
+        return _noted("<=", self, other, int.__le__(self, other))
+
+    def __gt__(self, other: Any) -> bool:
+        return not _noted("<=", self, other, not int.__gt__(self, other))
+
+    def __bool__(self) -> bool:
+        return not _noted("==", self, 0, int.__eq__(self, 0))
 
     def __neg__(self) -> Any:
         return _apply("-", 0, self)
@@ -139,12 +154,14 @@ def _apply(op: str, left: Any, right: Any) -> Any:
     return Sized(_OPS[op](int(left), int(right)), Apply(op, expr_of(left), expr_of(right)))
 
 
-_watcher: ContextVar[Callable[[Expr, Expr], None] | None] = ContextVar("_watcher", default=None)
+_watcher: ContextVar[Callable[[str, Expr, Expr, bool], None] | None] = ContextVar(
+    "_watcher", default=None
+)
 
 
 @contextlib.contextmanager
-def watch_equalities(note: Callable[[Expr, Expr], None]) -> Iterator[None]:
-    """Report every comparison in which two sizes were equal: the code relies on it."""
+def watch_comparisons(note: Callable[[str, Expr, Expr, bool], None]) -> Iterator[None]:
+    """Report every comparison of sizes and its outcome: the code takes its way by it."""
     token = _watcher.set(note)
     try:
         yield
@@ -152,10 +169,11 @@ def watch_equalities(note: Callable[[Expr, Expr], None]) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def _note(left: Sized, right: object) -> None:
+def _noted(op: str, left: Sized, right: object, outcome: bool) -> bool:
     note = _watcher.get()
-    if note is not None and isinstance(right, int) and not isinstance(right, bool):
-        note(left.expr, expr_of(right))
+    if note is not None and isinstance(right, int) and isinstance(outcome, bool):
+        note(op, left.expr, expr_of(right), outcome)
+    return outcome
 
 
 def _plain(value: Any) -> Any:

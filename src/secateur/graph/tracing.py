@@ -29,7 +29,7 @@ from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
-from secateur.graph.sizes import Dim, Expr, Sized, watch_equalities
+from secateur.graph.sizes import Dim, Expr, Sized, watch_comparisons
 
 Inputs = Any
 
@@ -115,7 +115,7 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str) -> Program:
         stack.enter_context(recorder.modules())
         stack.enter_context(recorder)
         stack.enter_context(_Calls(recorder))
-        stack.enter_context(watch_equalities(recorder.equal))
+        stack.enter_context(watch_comparisons(recorder.compared))
         outputs = run_model(twin, inputs)
     return recorder.finish(outputs)
 
@@ -183,10 +183,10 @@ class _Recorder(TorchDispatchMode):
             self.program.tensors.append(TensorInfo(tuple(tensor.shape), tensor.dtype, kind, name))
         return found
 
-    def equal(self, left: Expr, right: Expr) -> None:
-        """Note that the model's own code, not PyTorch's, found two sizes equal."""
+    def compared(self, op: str, left: Expr, right: Expr, outcome: bool) -> None:
+        """Note how the model's own code, not PyTorch's, found two sizes to compare."""
         if left != right and self.call is None:
-            self.program.equalities.setdefault((left, right), self._path[-1])
+            self.program.comparisons.setdefault((op, left, right, outcome), self._path[-1])
 
     def refs(self, value: Any) -> Any:
         """Rebuild an argument with a :class:`Ref` for each tensor."""
@@ -299,7 +299,7 @@ class _Calls(TorchFunctionMode):
             {key: recorder.refs(value) for key, value in kwargs.items()},
         )
         if name == "multi_head_attention_forward":
-            recorder.program.equalities.update(attention_equalities(recorder.call))
+            recorder.program.comparisons.update(attention_equalities(recorder.call))
         try:
             return func(*args, **kwargs)
         finally:

@@ -58,14 +58,16 @@ def from_file(reference: str) -> bool:
 
 
 def inspect_subject(model: nn.Module, data: ImageData) -> Subject:
-    """Put the network on accelerate's device, trace it, and try one batch of the data on it.
+    """Put the network on the GPU, if there is one, trace it, and try one batch of the data on it.
 
     Raises:
         TraceError: the model fails on its example input.
         PlanError: nothing can be cut; the message says what pins it.
         InputError: the model's outputs do not fit the data's classes.
     """
+    # The proof needs float64, which Apple's accelerator lacks: only training goes there.
     device = Accelerator().device
+    device = device if device.type == "cuda" else torch.device("cpu")
     model.to(device)
     few = next(iter(batches(data.calibration, min(EXAMPLES, len(data.calibration)))))
     example = few[0].to(device)
