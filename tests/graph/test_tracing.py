@@ -218,16 +218,6 @@ def test_shapes_and_attributes_carry_their_expressions() -> None:
     assert not any(isinstance(value, Sized) for value in values[6:])
 
 
-def test_sizes_that_the_code_compares_are_noted() -> None:
-    class Compares(Small):
-        def forward(self, x: Tensor) -> Tensor:
-            assert self.a(x).shape[1] == self.width
-            return super().forward(x)
-
-    found = record(Compares(), image()).equalities
-    assert any(Attr("width") in pair for pair in found)
-
-
 def test_integer_attributes_are_listed_by_path() -> None:
     found = integer_attributes(nn.Sequential(Small()))
     assert found["0.width"] == 6
