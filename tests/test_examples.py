@@ -37,3 +37,19 @@ def test_resnet56_scores_as_published_and_prunes(tmp_path: Path) -> None:
     assert 0.49 < result.pruned.size.macs / result.dense.size.macs <= 0.5
     assert result.check.ok
     assert result.check.changed
+    code = (
+        "import pickle, sys, secateur\n"
+        "def refuse(*a, **k): raise RuntimeError('pickle was used')\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = refuse\n"
+        "from secateur.data import batches, load_data\n"
+        "from secateur.measure import quality\n"
+        "model = secateur.load(sys.argv[1])\n"
+        "data = load_data(sys.argv[2], mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),\n"
+        "                 validation=0.05, limit=10000)\n"
+        "print(quality(model, batches(data.test, 128), 'test').accuracy)\n"
+    )
+    words = [str(tmp_path / "run"), asked["data"]["source"]]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert float(done.stdout) == pytest.approx(result.pruned.quality.accuracy, abs=1e-4)
