@@ -103,8 +103,8 @@ class Drawn(nn.Module):
         if height < 3:
             return
         out = self.draw.choice([4, 6, 8])
-        groups = self.draw.choice([1, 1, 1, channels])
-        out = channels if groups > 1 else out
+        groups = self.draw.choice([g for g in (1, 1, 2, channels) if channels % g == 0])
+        out = channels if groups == channels else out
         conv = nn.Conv2d(channels, out, 3, padding=1, groups=groups, bias=self.draw.random() < 0.7)
         name = self._layer(conv)
         self._add(
@@ -312,9 +312,10 @@ def example(batch: int) -> Tensor:
     return torch.randn(batch, 3, 4, 4, dtype=torch.float64)
 
 
-def check(model: Drawn, graph: secateur.Graph, plan: secateur.Plan) -> bool:
-    """Hold one plan to the contract; False where the cut refuses it."""
+def check(model: Drawn, graph: secateur.Graph, removed: dict[str, tuple[int, ...]]) -> bool:
+    """Hold one removal to the contract; False where it is refused."""
     try:
+        plan = make_plan(graph, removed)
         pruned = secateur.cut(model, plan)
     except PlanError:
         return False
@@ -327,7 +328,7 @@ def check(model: Drawn, graph: secateur.Graph, plan: secateur.Plan) -> bool:
     return True
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=45, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(seed=st.integers(0, 2**32), length=st.integers(2, 12))
 def test_every_random_network_is_cut_exactly_or_pinned(seed: int, length: int) -> None:
     model = build(seed, length)
@@ -339,14 +340,14 @@ def test_every_random_network_is_cut_exactly_or_pinned(seed: int, length: int) -
     for sparsity in (0.3, 0.6, 0.9):
         wanted = {g.name: tuple(range(int(sparsity * g.size + 1e-9))) for g in graph.groups}
         if graph.mend(wanted).removed or not any(wanted.values()):
-            check(model, graph, make_plan(graph, wanted))
+            check(model, graph, wanted)
             continue
         with pytest.raises(PlanError, match="allows none of these units to go"):
             make_plan(graph, wanted)
     assert differences(before, snapshot(model)) == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(seed=st.integers(0, 2**32), length=st.integers(2, 8))
 def test_single_units_of_random_networks_are_cut_exactly_or_given_back(
     seed: int, length: int
@@ -356,7 +357,7 @@ def test_single_units_of_random_networks_are_cut_exactly_or_given_back(
     for group in graph.groups:
         wanted = {group.name: (group.size // 2,)}
         if graph.mend(wanted).removed:
-            check(model, graph, make_plan(graph, wanted))
+            check(model, graph, wanted)
             continue
         with pytest.raises(PlanError, match="allows none of these units to go"):
             make_plan(graph, wanted)
@@ -375,7 +376,7 @@ def test_the_drawn_networks_are_worth_testing() -> None:
             continue
         plan = secateur.allocate(graph, secateur.score(graph, "random"), sparsity=0.5)
         removed += count(secateur.cut(model, plan)) < 0.8 * count(model)
-        assert check(model, graph, plan)
+        assert check(model, graph, plan.removed)
         with torch.no_grad():
             found, wanted = secateur.cut(model, plan)(example(2)), model(example(2))
         changed += relative_error([found], [wanted]) > 1e-3
