@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,7 +175,7 @@ def analyse(flow: Flow) -> Analysis:
     rules = _useful_rules(flow)
     occurrences = [*canon.values(), *(flow.axes.canon(r.axis) for r in rules)]
     atoms, labels = _partition(occurrences, flow.axes.count)
-    kinds = _kinds(flow)
+    kinds = _kinds(flow, canon.values())
     groups, number = _make_groups(flow, canon, atoms, labels, kinds)
 
     table = _Table(flow)
@@ -269,25 +269,27 @@ def _partition(
     return atoms, labels.reshape(-1)
 
 
-_ROLES = ("head", "head_dim", "embedding")
+_ROLES = ("kv_head", "head", "head_dim", "embedding")
 
 
-def _kinds(flow: Flow) -> Callable[[NDArray[np.int64]], str | None]:
-    """Return a function that tells the attention role of a set of atoms, if any."""
-    marked: dict[str, NDArray[np.int64]] = {}
-    for role in _ROLES:
-        found = [flow.axes.canon(axis) for name, axis in flow.roles if name == role]
-        marked[role] = (
-            np.unique(np.concatenate([a.reshape(-1) for a in found]))
-            if found
-            else np.zeros(0, dtype=np.int64)
-        )
+def _kinds(flow: Flow, occurrences: Iterable[Axis]) -> Callable[[NDArray[np.int64]], str | None]:
+    """Return a function that tells the attention role of a set of atoms, if any.
+
+    Where several query heads share a key head, the query's rows are the product of two
+    head factors; the one that the key's rows have alone is the key and value head.
+    """
+    marked = {role: np.zeros(flow.axes.count, dtype=bool) for role in _ROLES}
+    for role, axis in flow.roles:
+        marked[role][flow.axes.canon(axis)] = True
+    alone, paired = np.zeros((2, flow.axes.count), dtype=bool)
+    for axis in occurrences:
+        heads = marked["head"][axis] & (axis > 0)
+        for seen, rows in ((alone, heads.sum(axis=1) == 1), (paired, heads.sum(axis=1) > 1)):
+            seen[axis[rows][heads[rows]]] = True
+    marked["kv_head"] = alone & paired
 
     def kind(atoms: NDArray[np.int64]) -> str | None:
-        for role in _ROLES:
-            if np.isin(atoms, marked[role]).all():
-                return role
-        return None
+        return next((role for role in _ROLES if marked[role][atoms].all()), None)
 
     return kind
 
@@ -332,7 +334,7 @@ def _make_groups(
             slots.append(Slot(name, dim, np.where(values > 0, index[values], -1)))
         index[units] = -1
         role = kinds(np.asarray(units))
-        base = _base_name(slots, ranks, role) + (f":{role}" if role in _ROLES[:2] else "")
+        base = _base_name(slots, ranks, role) + (f":{role}" if role in _ROLES[:3] else "")
         name, n = base, 2
         while name in names:
             name, n = f"{base}#{n}", n + 1
