@@ -41,15 +41,21 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
 
 
 def _culprit(graph: Graph, mended: Mended, module: str) -> str | None:
-    """Return a cut group of the module whose number drifts: a head dimension before others."""
-    inside = [
-        group
-        for group in graph.groups
-        if group.name in mended.removed
-        and any(slot.name.startswith(f"{module}.") for slot in group.slots)
-    ]
-    inside.sort(key=lambda group: (group.kind != "head_dim", len(group.slots)))
-    return inside[0].name if inside else None
+    """Return a cut group near the module whose number drifts: a head dimension before others."""
+    while True:
+        prefix = f"{module}." if module else ""
+        inside = [
+            group
+            for group in graph.groups
+            if group.name in mended.removed
+            and any(slot.name.startswith(prefix) for slot in group.slots)
+        ]
+        if inside:
+            inside.sort(key=lambda group: (group.kind != "head_dim", len(group.slots)))
+            return inside[0].name
+        if not module:
+            return None
+        module = module.rpartition(".")[0]
 
 
 def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:

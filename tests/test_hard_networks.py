@@ -1,0 +1,175 @@
+"""Networks whose own code depends on sizes in ways that once led to a wrong cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import randomise
+from torch import Tensor, nn
+
+import secateur
+from secateur.planning import make_plan
+
+
+class Radix(nn.Module):
+    """Split attention: softmax over the branches if there are several, else a sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radix = 2
+        self.conv = nn.Conv2d(3, 8 * self.radix, 3, padding=1)
+        self.gate = nn.Conv2d(8, 8 * self.radix, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        x = self.conv(x).reshape(batch, self.radix, -1, height, width)
+        gate = self.gate(x.sum(dim=1).mean((2, 3), keepdim=True))
+        if self.radix > 1:
+            gate = gate.view(batch, self.radix, -1).softmax(dim=1)
+        else:
+            gate = gate.flatten(1).sigmoid()
+        return self.head((x * gate.view(batch, self.radix, -1, 1, 1)).sum(dim=1))
+
+
+class Branches(nn.Module):
+    """Res2Net: equal parts of a stated width, the last one passed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.wide = nn.Conv2d(3, 16, 1)
+        self.parts = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=2) for _ in range(3))
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(self.wide(x), self.width, 1)
+        done = [conv(part) for conv, part in zip(self.parts, parts, strict=False)]
+        return self.head(torch.cat([*done, parts[3]], dim=1))
+
+
+class StandardisedConv(nn.Conv2d):
+    """Weights normalised over each filter by batch norm in training mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
+
+
+class Attention(nn.Module):
+    """Attention whose scale is derived from the shape; ``bias`` reads the query unscaled."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 2, 6
+        self.qkv = nn.Linear(10, 3 * 12)
+        self.bias = nn.Parameter(torch.randn(5, 6)) if bias else None
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if self.bias is not None:
+            scores = scores + q @ self.bias.t()
+        found = scores.softmax(-1) @ v
+        return self.out(found.transpose(1, 2).reshape(batch, length, -1))
+
+
+def weight_normed() -> nn.Module:
+    first = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 8, 3, padding=1), dim=2)
+    second = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 3, padding=1))
+    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), nn.Conv1d(8, 2, 1))
+
+
+def standardised() -> nn.Module:
+    layers = [StandardisedConv(3, 8, 3), nn.ReLU(), StandardisedConv(8, 8, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(8, 2, 1))
+
+
+def image() -> Tensor:
+    return torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "radix": (Radix, image),
+    "branches": (Branches, image),
+    "standardised": (standardised, image),
+    "weight_normed": (weight_normed, lambda: torch.randn(2, 3, 9, dtype=torch.float64)),
+    "scaled": (lambda: Attention(bias=False), lambda: torch.randn(2, 5, 10, dtype=torch.float64)),
+    "biased": (lambda: Attention(bias=True), lambda: torch.randn(2, 5, 10, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_the_cut_is_exact(name: str, seed: int) -> None:
+    build, example = CASES[name]
+    model, inputs = randomise(build().double().eval(), seed), example()
+    graph = secateur.trace(model, inputs)
+    plan = secateur.allocate(graph, secateur.score(graph, "random", seed=seed), sparsity=0.5)
+    check = secateur.verify(model, secateur.cut(model, plan), plan, inputs)
+    assert check.ok
+    assert check.changed
+
+
+def test_a_branch_that_the_code_asks_for_stays() -> None:
+    model = randomise(Radix().double().eval(), 0)
+    graph = secateur.trace(model, image())
+    plan = secateur.allocate(graph, secateur.score(graph, "l2"), sparsity=0.5)
+    assert "radix" not in plan.attributes
+
+
+def test_a_drifting_scale_goes_into_the_query_alone() -> None:
+    model, inputs = CASES["scaled"][0]().double().eval(), CASES["scaled"][1]()
+    graph = secateur.trace(model, inputs)
+    group = next(g for g in graph.groups if g.kind == "head_dim" and len(g.slots) > 2)
+    plan = make_plan(graph, {group.name: (0, 1, 2, 3)} | _values(graph, 4))
+    assert {scale.name for scale in plan.scales} == {"qkv.weight", "qkv.bias"}
+    for scale in plan.scales:
+        assert scale.positions == tuple(range(12))
+        assert scale.factor == pytest.approx((2 / 6) ** 0.5)
+
+
+def _values(graph: secateur.Graph, count: int) -> dict[str, tuple[int, ...]]:
+    """The fused projection states one head dimension for query, key and value."""
+    return {
+        g.name: tuple(range(count)) for g in graph.groups if g.kind == "head_dim" and g.size == 6
+    }
+
+
+def test_a_query_that_is_read_elsewhere_keeps_its_head_dimension() -> None:
+    model, inputs = CASES["biased"][0]().double().eval(), CASES["biased"][1]()
+    graph = secateur.trace(model, inputs)
+    plan = secateur.allocate(graph, secateur.score(graph, "l2"), sparsity=0.5)
+    assert not plan.scales
+    assert sum(plan.given_back.values()) > 0
+
+
+def test_weight_norm_keeps_the_kept_weights() -> None:
+    model = weight_normed().double().eval()
+    inputs = CASES["weight_normed"][1]()
+    graph = secateur.trace(model, inputs)
+    group = next(g for g in graph.groups if any("2.param" in s.name for s in g.slots))
+    plan = make_plan(graph, {group.name: (1, 2)})
+    pruned = secateur.cut(model, plan)
+    kept = [i for i in range(8) if i not in (1, 2)]
+    slots = {(s.name.split(".")[0], s.dim) for s in group.slots if "original1" in s.name}
+    if ("0", 0) in slots:
+        torch.testing.assert_close(pruned[0].weight, model[0].weight[kept])
+    if ("2", 1) in slots:
+        torch.testing.assert_close(pruned[2].weight, model[2].weight[:, kept])
+    assert slots
+
+
+def test_key_heads_are_told_from_query_heads() -> None:
+    from networks import NETWORKS
+
+    factory, inputs = NETWORKS["llama"]
+    kinds = {g.kind for g in secateur.trace(factory().double(), inputs(2)).groups}
+    assert kinds == {"embedding", "kv_head", "head", "head_dim", "neuron"}
