@@ -46,7 +46,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and "table" not in name and "embed" not in name:
                 fan_in = parameter[0].numel()
-                parameter.copy_(normal(parameter, 1.5 * fan_in**-0.5))
+                parameter.copy_(normal(parameter, fan_in**-0.5))
             elif parameter.dim() >= 2 or name.endswith("bias"):
                 parameter.copy_(normal(parameter, 0.3))
             else:

@@ -223,3 +223,10 @@ def test_another_path_than_the_traced_one_is_refused() -> None:
     long = torch.randn(2, 11, 5, dtype=torch.float64)
     with pytest.raises(PlanError, match=r"another path than the traced one.*size 5 where.*has 6"):
         masked(long)
+
+
+def test_a_masked_norm_refuses_gradients_that_would_be_wrong() -> None:
+    model = randomise(Normed(nn.LayerNorm(6)))
+    masked = secateur.mask(model, plan_of(model, sequence()))
+    with pytest.raises(PlanError, match="no gradients"):
+        masked(sequence()).square().sum().backward()

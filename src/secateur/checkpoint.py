@@ -59,10 +59,10 @@ def save(
     if factory is None:
         layout["modules"] = describe(model, tensors)
     else:
-        layout["factory"] = {"name": factory, "arguments": dict(arguments or {})}
+        layout["factory"] = {"name": factory, "arguments": _plain(arguments or {})}
         layout["attributes"] = integer_attributes(model)
     layout["frozen"] = [name for name, p in model.named_parameters() if not p.requires_grad]
-    layout["training"] = model.training
+    layout["training"] = [name for name, module in model.named_modules() if module.training]
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save(tensors)
     layout["sha256"] = hashlib.sha256(content).hexdigest()
@@ -90,6 +90,10 @@ def load(folder: str | Path) -> nn.Module:
         raise CheckpointError(f"{folder / LAYOUT} is damaged: {error}") from error
     if not isinstance(layout, dict) or layout.get("format") != FORMAT:
         raise CheckpointError(f"{folder / LAYOUT}: format must be {FORMAT}")
+    missing = {"sha256", "frozen", "training", "ties"} - set(layout)
+    if missing:
+        raise CheckpointError(f"{folder / LAYOUT} is damaged: it lacks {sorted(missing)[0]!r}")
+    training = set(layout["training"])
     if hashlib.sha256(content).hexdigest() != layout["sha256"]:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or cut short: its checksum differs")
     try:
@@ -102,7 +106,17 @@ def load(folder: str | Path) -> nn.Module:
         raise CheckpointError(f"{folder} cannot be rebuilt: {error!r}") from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in set(layout["frozen"]))
-    return model.train(layout["training"])
+    for name, module in model.named_modules():
+        module.training = name in training
+    return model
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(dict(arguments))
+    except TypeError as error:
+        raise InputError(f"arguments must be plain values that JSON can hold: {error}") from error
+    return dict(arguments)
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
-from secateur.graph.copies import copy_model
+from secateur.graph.copies import copy_model, map_tensors
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_attention
 from secateur.plan import MaskPoint, Plan
@@ -85,10 +85,26 @@ class _Masker:
         mode.__enter__()
         self._open.append((mode, attention))
 
-    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, result: Any) -> Any:
         mode, attention = self._open.pop()
         mode.__exit__(None, None, None)
         attention.__exit__(None, None, None)
+        return map_tensors(result, lambda t: _ForwardOnly.apply(t) if t.requires_grad else t)
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """Refuses gradients: the operations were changed below autograd, which would not know."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise PlanError(
+            "this masked network has no gradients: its norms or products run over the kept units "
+            "below autograd; cut it and train that"
+        )
 
 
 class _MaskMode(TorchDispatchMode):

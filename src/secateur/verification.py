@@ -135,7 +135,10 @@ def _error(result: list[Tensor], reference: list[Tensor]) -> float:
             continue
         if a.numel() == 0:
             continue
-        if not torch.equal(a.isfinite(), b.isfinite()):
+        infinite = a.isinf()
+        if not torch.equal(a.isnan(), b.isnan()) or not torch.equal(infinite, b.isinf()):
+            return float("inf")
+        if not torch.equal(a[infinite], b[infinite]):
             return float("inf")
         a, b = a[a.isfinite()], b[b.isfinite()]
         if a.numel():

@@ -34,6 +34,17 @@ def attention_equalities(call: Call) -> dict[tuple[str, Expr, Expr, bool], str]:
     return {("==", expr_of(width), expr_of(v), True): "attention" for v in (built, whole)}
 
 
+def norm_equalities(call: Call, rank: int) -> dict[tuple[str, Expr, Expr, bool], str]:
+    """Return what a norm asserts: the last dimensions have the sizes that it is given."""
+    given = call.args[1] if len(call.args) > 1 else call.kwargs["normalized_shape"]
+    x = call.args[0] if call.args else call.kwargs["input"]
+    sizes = given if isinstance(given, tuple) else (given,)
+    return {
+        ("==", Dim(x.key, rank - len(sizes) + k), expr_of(size), True): call.name
+        for k, size in enumerate(sizes)
+    }
+
+
 def attention_sizes(call: Call, shape: Sequence[int]) -> list[Any]:
     """Return what the function states of the sizes of a view; None where they follow."""
     width, heads = attention_width(call), call.args[4]

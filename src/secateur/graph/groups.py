@@ -309,8 +309,10 @@ def _make_groups(
     for (name, dim), axis in canon.items():
         for column in range(axis.shape[1]):
             values = axis[:, column]
-            present = np.unique(label_of[values[values > 0]])
-            for label in present[present >= 0].tolist():
+            found, first = np.unique(label_of[values], return_index=True)
+            for label in found[np.argsort(first)].tolist():
+                if label < 0:
+                    continue
                 places.setdefault(label, []).append((name, dim, column))
                 if label not in order:
                     mine = values[(values > 0) & (label_of[values] == label)]

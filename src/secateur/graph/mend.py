@@ -74,6 +74,10 @@ def mend(layout: Layout, groups: Sequence[Group], removed: Removed) -> Mended:
     while True:
         sizes = Sizes(layout, alive_units(layout, current))
         values, broken = solve(layout, sizes, layout.rules)
+        empty = next((axis for axis in _weights(layout) if not sizes[axis]), None)
+        if empty is not None:
+            _refill(layout, groups, current, empty)
+            continue
         if not broken:
             break
         _repair(layout, groups, current, broken[0])
@@ -85,6 +89,28 @@ def mend(layout: Layout, groups: Sequence[Group], removed: Removed) -> Mended:
     changed = {str(a): v for a, v in values.items() if v != layout.attributes[a]}
     kept = {name: tuple(units) for name, units in current.items() if units}
     return Mended(kept, given_back, changed)
+
+
+def _weights(layout: Layout) -> list[int]:
+    """Return the axes of all parameters that have positions, each once."""
+    numbers = {axis for axes in layout.parameters.values() for axis in axes}
+    return [axis for axis in sorted(numbers) if len(layout.axes[axis])]
+
+
+def _refill(
+    layout: Layout, groups: Sequence[Group], current: dict[str, list[int]], axis: int
+) -> None:
+    """Give a unit back, of the group that lost most among those that emptied a dimension."""
+    here = layout.axes[axis]
+    emptied = [
+        group
+        for group in groups
+        if current.get(group.name)
+        and ((here >= layout.offsets[group.name])
+             & (here < layout.offsets[group.name] + group.size)).any()
+    ]  # fmt: skip
+    most = max(emptied, key=lambda group: len(current[group.name]) / group.size)
+    current[most.name].pop()
 
 
 def _repair(

@@ -23,7 +23,7 @@ _SHAPED_BY_TENSORS = frozenset(
         "adaptive_avg_pool2d adaptive_max_pool1d avg_pool1d max_pool1d interpolate",
         "__getitem__ __setitem__ softmax mean sum movedim moveaxis transpose permute lstm gru",
         "rnn_tanh rnn_relu lstm_cell gru_cell cosine_similarity normalize norm where",
-        "repeat_interleave",
+        "repeat_interleave prelu",
     )
     for name in line.split()
 )
@@ -211,11 +211,26 @@ def expand(flow: Flow, node: Node) -> None:
     for d, size in enumerate(target):
         if d >= lead and len(dims[d - lead]) == size:
             out.append(dims[d - lead])
+        elif (axis := _partner(flow, node, d - len(target), size)) is not None:
+            out.append(axis)
         elif stated[d] is None:
             out.append(flow.pinned(size, f"{flow.where(node)}: repeated positions"))
         else:
             out.append(flow.sized(node, size, stated[d]))
     flow.set(node, out)
+
+
+def _partner(flow: Flow, node: Node, place: int, size: int) -> Axis | None:
+    """Return the batch axis of the other operand, to which a product repeats this one."""
+    call = node.call
+    if call is None or call.name not in ("matmul", "__matmul__", "__rmatmul__") or place > -3:
+        return None
+    for ref in call.args:
+        if isinstance(ref, Ref) and len(flow.shape(ref)) >= -place:
+            axis = flow.dims(ref)[place]
+            if len(axis) == size:
+                return axis
+    return None
 
 
 def _expand_sizes(node: Node, target: Sequence[int]) -> list[Any]:

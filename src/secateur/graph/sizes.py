@@ -116,25 +116,32 @@ class Sized(int):
         return _noted("==", self, other, int.__eq__(self, other))
 
     def __ne__(self, other: object) -> bool:
-        differ = int.__ne__(self, other)
-        if differ is not NotImplemented:
-            _noted("==", self, other, not differ)
-        return differ
+        return _denied("==", self, other, int.__ne__(self, other))
 
     def __lt__(self, other: Any) -> bool:
         return _noted("<", self, other, int.__lt__(self, other))
 
     def __ge__(self, other: Any) -> bool:
-        return not _noted("<", self, other, not int.__ge__(self, other))
+        return _denied("<", self, other, int.__ge__(self, other))
 
     def __le__(self, other: Any) -> bool:
         return _noted("<=", self, other, int.__le__(self, other))
 
     def __gt__(self, other: Any) -> bool:
-        return not _noted("<=", self, other, not int.__gt__(self, other))
+        return _denied("<=", self, other, int.__gt__(self, other))
 
     def __bool__(self) -> bool:
         return not _noted("==", self, 0, int.__eq__(self, 0))
+
+    def __truediv__(self, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        return SizedFloat(int.__index__(self) / float(other), self)
+
+    def __int__(self) -> int:
+        value = int.__index__(self)
+        _fix(self.expr, value)
+        return value
 
     def __neg__(self) -> Any:
         return _apply("-", 0, self)
@@ -145,13 +152,14 @@ def _apply(op: str, left: Any, right: Any) -> Any:
         left, right = _plain(left), _plain(right)
     if not (isinstance(left, int) and isinstance(right, int)):
         name = {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%": "mod"}[op]
-        result = NotImplemented
-        if isinstance(left, Sized):
-            result = getattr(int, f"__{name}__")(left, right)
-        elif isinstance(right, Sized):
-            result = getattr(int, f"__r{name}__")(right, left)
-        return result
-    return Sized(_OPS[op](int(left), int(right)), Apply(op, expr_of(left), expr_of(right)))
+        size, other = (left, right) if isinstance(left, Sized) else (right, left)
+        if not isinstance(other, float):
+            return NotImplemented
+        plain = float(other), float(int.__index__(size))
+        numbers = plain[::-1] if size is left else plain
+        return SizedFloat(getattr(operator, name)(*numbers), size)
+    value = _OPS[op](int.__index__(left), int.__index__(right))
+    return Sized(value, Apply(op, expr_of(left), expr_of(right)))
 
 
 _watcher: ContextVar[Callable[[str, Expr, Expr, bool], None] | None] = ContextVar(
@@ -176,13 +184,62 @@ def _noted(op: str, left: Sized, right: object, outcome: bool) -> bool:
     return outcome
 
 
+def _denied(op: str, left: Sized, right: object, outcome: bool) -> bool:
+    """Note a comparison by its opposite."""
+    if isinstance(outcome, bool):
+        _noted(op, left, right, not outcome)
+    return outcome
+
+
+def _fix(expr: Expr, value: int) -> None:
+    """Report that the code turned a size into a plain number: it must stay as it is."""
+    note = _watcher.get()
+    if note is not None:
+        note("==", expr, value, True)
+
+
+class SizedFloat(float):
+    """A float made from a size; made an integer again, it fixes the size."""
+
+    expr: Expr
+    value: int
+
+    def __new__(cls, number: float, size: Sized) -> SizedFloat:
+        """Make ``number`` remember the size that it came from."""
+        made = super().__new__(cls, number)
+        made.expr, made.value = size.expr, int.__index__(size)
+        return made
+
+    def _whole(self, result: int) -> int:
+        _fix(self.expr, self.value)
+        return result
+
+    def __int__(self) -> int:
+        return self._whole(float.__int__(self))
+
+    def __trunc__(self) -> int:
+        return self._whole(float.__trunc__(self))
+
+    def __floor__(self) -> int:
+        return self._whole(float.__floor__(self))
+
+    def __ceil__(self) -> int:
+        return self._whole(float.__ceil__(self))
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self._whole(float.__round__(self, digits))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SizedFloat:
+        return self
+
+
 def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, bool) else value
 
 
 def expr_of(value: int) -> Expr:
     """Return the expression behind ``value``; a plain int is itself."""
-    return value.expr if isinstance(value, Sized) else int(value)
+    return value.expr if isinstance(value, Sized) else int.__index__(value)
 
 
 def ceil_div(left: Expr, right: Expr) -> Expr:

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
-from secateur.graph.attention import attention_equalities
+from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
 from secateur.graph.sizes import Dim, Expr, Sized, watch_comparisons
@@ -300,6 +300,8 @@ class _Calls(TorchFunctionMode):
         )
         if name == "multi_head_attention_forward":
             recorder.program.comparisons.update(attention_equalities(recorder.call))
+        elif name in ("rms_norm", "layer_norm") and args:
+            recorder.program.comparisons.update(norm_equalities(recorder.call, args[0].dim()))
         try:
             return func(*args, **kwargs)
         finally:
