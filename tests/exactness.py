@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.graph.tracing import record
+from secateur.planning import make_plan
 
 LIMIT = 1e-10
 
@@ -257,8 +258,18 @@ def prove(
         return [] if check.ok else [f"{what}: max_error {check.max_error:.1e}"]
 
     attempt("another batch size", lambda: exact_on("another batch size", make_inputs(batch + 1)))
+
+    def exact_at_size(inputs: Any) -> list[str]:
+        # A network that unrolls over its length takes as many steps as that length asks for:
+        # its reference is planned at that length, and must cut the same.
+        again = make_plan(secateur.trace(model, inputs), plan.removed)
+        if again.cuts != plan.cuts:
+            return ["another size: the same units are other positions"]
+        check = secateur.verify(model, pruned, again, inputs)
+        return [] if check.ok else [f"another size: max_error {check.max_error:.1e}"]
+
     if larger is not None:
-        attempt("another size", lambda: exact_on("another size", larger(batch)))
+        attempt("another size", lambda: exact_at_size(larger(batch)))
     attempt("train mode", lambda: train_once(pruned, make_inputs(batch + 1)))
     attempt("save and load", round_trip)
     return Proof(

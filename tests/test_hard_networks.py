@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +174,11 @@ def test_key_heads_are_told_from_query_heads() -> None:
     factory, inputs = NETWORKS["llama"]
     kinds = {g.kind for g in secateur.trace(factory().double(), inputs(2)).groups}
     assert kinds == {"embedding", "kv_head", "head", "head_dim", "neuron"}
+
+
+def test_a_weight_normed_network_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, inputs = weight_normed().double().eval(), CASES["weight_normed"][1]()
+    pruned = secateur.prune(model, inputs, sparsity=0.5).model
+    loaded = secateur.load(secateur.save(pruned, tmp_path))
+    assert torch.equal(loaded(inputs), pruned(inputs))
+    assert type(loaded[0]).__name__ == "ParametrizedConv1d"

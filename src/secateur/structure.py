@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from secateur.errors import CheckpointError
 
 _PLAIN = (bool, int, float, str, type(None))
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _RNN_CACHE = ("_flat_weights", "_flat_weight_refs")
+_LOADING = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 _HOOKS = frozenset(
     key for key, value in vars(nn.Module()).items() if isinstance(value, OrderedDict)
 )
@@ -44,7 +46,8 @@ def describe(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
     for name, module in model.named_modules():
         writer = _Writer(modules, tensors)
         described[name] = {
-            "class": _name_of(type(module), name),
+            "class": _name_of(parametrize.type_before_parametrizations(module), name),
+            "parametrized": _parametrized(module),
             "parameters": {
                 key: None if value is None else _join(name, key)
                 for key, value in module._parameters.items()
@@ -61,6 +64,12 @@ def describe(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
             "attributes": writer.attributes(name, module),
         }
     return described
+
+
+def _parametrized(module: nn.Module) -> list[str]:
+    """Return the names of the tensors that are computed from others."""
+    found = module._modules.get("parametrizations")
+    return list(found._modules) if found is not None else []
 
 
 def _join(path: str, key: str) -> str:
@@ -112,7 +121,7 @@ class _Writer:
             if key in _TABLES or (key in _RNN_CACHE and isinstance(module, nn.RNNBase)):
                 continue
             if key in _HOOKS:
-                if value:
+                if value and key not in _LOADING:  # those only translate old weight files
                     raise CheckpointError(
                         f"{path or 'the model'} has hooks ({key}), which cannot be saved; remove "
                         "them, or save with factory='package.module:callable'"
@@ -211,6 +220,11 @@ def build(
             object.__setattr__(module, key, reader.value(value))
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
+    for name, entry in described.items():
+        if entry["parametrized"]:
+            parametrize._inject_new_class(modules[name])
+            for tensor_name in entry["parametrized"]:
+                parametrize._inject_property(modules[name], tensor_name)
     return modules[""]
 
 
