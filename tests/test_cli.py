@@ -276,6 +276,8 @@ class TestStopping:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A job started in the background inherits an ignored interrupt.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             kept = tmp_path / "run" / "stages" / "finetune" / "epoch-0002.json"

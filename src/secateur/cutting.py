@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,14 +88,20 @@ def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]], scales: Sequence[
             rest = data.dim() - 1 - scale.dim
             data = data * factors.reshape(-1, *[1] * rest)
         for dim, positions in cuts.items():
-            keep = torch.ones(data.shape[dim], dtype=torch.bool)
-            keep[list(positions)] = False
-            data = data.index_select(dim, keep.nonzero().squeeze(1).to(data.device))
+            data = data.index_select(dim, _others(positions, data.shape[dim]).to(data.device))
         if not cuts and not scales:
             data = data.clone()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
+
+
+@functools.lru_cache(maxsize=512)
+def _others(positions: tuple[int, ...], size: int) -> Tensor:
+    """Return the positions that stay; most tensors of a network share a few sets of them."""
+    keep = np.ones(size, dtype=bool)
+    keep[np.asarray(positions, dtype=np.int64)] = False
+    return torch.from_numpy(np.flatnonzero(keep))
 
 
 def _shorten(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Plan) -> None:
