@@ -18,6 +18,7 @@ from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
 from secateur.graph.program import Program
 from secateur.graph.tracing import record
+from secateur.graph.training import train_only_pins
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 
@@ -106,7 +107,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     with _uncollected():
         program = record(model, example_inputs)
         flow = Flow(program)
-        flow.run()
+        flow.run(train_only_pins(model, example_inputs, program))
         found = analyse(flow)
     return Graph(
         model, found.groups, found.pinned, found.notes, found.layout, program, example_inputs

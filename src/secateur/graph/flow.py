@@ -7,11 +7,12 @@ A :class:`Flow` holds, for every traced tensor, one axis a dimension (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.graph.axes import Axes, Axis, fixed
 from secateur.graph.program import Node, Program, Ref, family
@@ -86,8 +87,11 @@ class Flow:
         self._pinned: dict[tuple[int, str], Axis] = {}
         self._index = 0
 
-    def run(self) -> None:
-        """Apply the rule of every operation, in order; pin the model's outputs."""
+    def run(self, extra: Mapping[tuple[str, int], NDArray[np.bool_]] | None = None) -> None:
+        """Apply the rule of every operation, in order; pin the model's outputs.
+
+        ``extra`` names further positions to pin, by parameter and dimension.
+        """
         for key, info in enumerate(self.program.tensors):
             if info.kind in ("parameter", "buffer"):
                 self._dims[key] = [self._new(n) for n in info.shape]
@@ -108,6 +112,11 @@ class Flow:
             else:
                 same = Apply("-", Apply(op, left, right), int(outcome))
                 self.requirements.append(Requirement(same, fixed(0), where))
+        for key, info in enumerate(self.program.tensors):
+            for dim, axis in enumerate(self.dims(Ref(key)) if info.kind == "parameter" else ()):
+                rows = (extra or {}).get((info.name, dim))
+                if rows is not None:
+                    self.axes.pin(axis[rows], "a module that runs in train mode alone reads it")
         self._pin_unread()
         self.axes.freeze()
 

@@ -58,12 +58,13 @@ def check_inputs(model: object, example_inputs: Inputs) -> None:
         )
 
 
-def record(model: nn.Module, example_inputs: Inputs) -> Program:
+def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) -> Program:
     """Trace one eval-mode forward pass of ``model``.
 
     Args:
         model: any network; it is left exactly as it was.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        training: trace a pass in train mode instead.
 
     Raises:
         InputError: as :func:`check_inputs`.
@@ -74,7 +75,7 @@ def record(model: nn.Module, example_inputs: Inputs) -> Program:
     reasons: list[str] = []
     for way in ways:
         try:
-            program = _record(model, example_inputs, way)
+            program = _record(model, example_inputs, way, training)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
             reasons.append(f"{type(error).__name__}: {_first_line(error)}")
             continue
@@ -94,7 +95,7 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
-def _record(model: nn.Module, example_inputs: Inputs, way: str) -> Program:
+def _record(model: nn.Module, example_inputs: Inputs, way: str, training: bool) -> Program:
     mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
     makers: dict[str, Callable[[Tensor], Tensor]] = {
         "meta": meta_like,
@@ -102,7 +103,7 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str) -> Program:
         "real": lambda t: t.detach().clone(),
     }
     convert = makers[way]
-    twin = copy_model(model, lambda _, tensor: convert(tensor)).eval()
+    twin = copy_model(model, lambda _, tensor: convert(tensor)).train(training)
     inputs = map_tensors(example_inputs, convert)
     recorder = _Recorder(twin, inputs, shapes_only=way != "real")
     with contextlib.ExitStack() as stack:
