@@ -37,13 +37,17 @@ def test_resnet56_scores_as_published_and_prunes(tmp_path: Path) -> None:
     assert 0.49 < result.pruned.size.macs / result.dense.size.macs <= 0.5
     assert result.check.ok
     assert result.check.changed
+    # Imports come first: `dill`, which torch and datasets import, derives from the Unpickler.
     code = (
-        "import pickle, sys, secateur\n"
-        "def refuse(*a, **k): raise RuntimeError('pickle was used')\n"
-        "pickle.load = pickle.loads = pickle.Unpickler = refuse\n"
+        "import pickle, sys\n"
+        "from secateur import load\n"
         "from secateur.data import batches, load_data\n"
         "from secateur.measure import quality\n"
-        "model = secateur.load(sys.argv[1])\n"
+        "whole = pickle.load, pickle.loads, pickle.Unpickler\n"
+        "def refuse(*a, **k): raise RuntimeError('pickle was used')\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = refuse\n"
+        "model = load(sys.argv[1])\n"
+        "pickle.load, pickle.loads, pickle.Unpickler = whole\n"
         "data = load_data(sys.argv[2], mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),\n"
         "                 validation=0.05, limit=10000)\n"
         "print(quality(model, batches(data.test, 128), 'test').accuracy)\n"
