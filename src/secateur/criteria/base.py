@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.calibration import Batches, Loss, cross_entropy
-from secateur.errors import InputError
+from secateur.criteria.combine import check_aggregation, check_normalisation, normalise
+from secateur.errors import InputError, unknown_name
 from secateur.graph import Graph
 from secateur.registry import Registry
 
@@ -22,11 +27,14 @@ class Context:
         calibration: (inputs, labels) batches, for criteria that need data.
         loss: from outputs and labels to a scalar.
         seed: for criteria that draw.
+        aggregation: how a unit's values in its group's slots become one:
+            "sum", "mean", "max" or "first".
     """
 
     calibration: Batches | None = None
     loss: Loss = cross_entropy
     seed: int = 0
+    aggregation: str = "sum"
 
 
 Scores = dict[str, Tensor]
@@ -40,11 +48,31 @@ class Criterion:
         name: as users write it.
         function: from a graph and its context to {group: scores [size]}.
         needs_calibration: whether it cannot work without data.
+        options: keyword arguments of ``function`` that differ from its defaults.
     """
 
     name: str
-    function: Callable[[Graph, Context], Scores]
+    function: Callable[..., Scores]
     needs_calibration: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def choices(self) -> dict[str, Any]:
+        """Return the options that the criterion has, with their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def with_options(self, **options: Any) -> Criterion:
+        """Return the criterion with other options.
+
+        Raises:
+            InputError: it has no option of that name.
+        """
+        for name in options:
+            if not self.choices():
+                raise InputError(f"criterion {self.name!r} has no options, but got {name!r}")
+            if name not in self.choices():
+                raise unknown_name(f"option of criterion {self.name!r}", name, self.choices())
+        return dataclasses.replace(self, options={**self.options, **options})
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
@@ -52,10 +80,15 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 
 def criterion(
     name: str, *, needs_calibration: bool = False
-) -> Callable[[Callable[[Graph, Context], Scores]], Callable[[Graph, Context], Scores]]:
-    """Return a decorator that registers a scoring function under ``name``."""
+) -> Callable[[Callable[..., Scores]], Callable[..., Scores]]:
+    """Return a decorator that registers a scoring function under ``name``.
 
-    def add(function: Callable[[Graph, Context], Scores]) -> Callable[[Graph, Context], Scores]:
+    The function takes a graph and a context, and its options as keyword-only
+    arguments with defaults. It may leave out groups that it cannot judge; they
+    are then not cut.
+    """
+
+    def add(function: Callable[..., Scores]) -> Callable[..., Scores]:
         CRITERIA.register(name)(Criterion(name, function, needs_calibration))
         return function
 
@@ -69,6 +102,9 @@ def score(
     *,
     loss: Loss = cross_entropy,
     seed: int = 0,
+    aggregation: str = "sum",
+    normalisation: str = "none",
+    options: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score every unit of every group; higher means keep.
 
@@ -78,63 +114,35 @@ def score(
         calibration: (inputs, labels) batches, for criteria that need data.
         loss: from the model's outputs and the labels to a scalar.
         seed: for criteria that draw.
+        aggregation: how a unit's values in the slots of its group become one:
+            "sum", "mean", "max" or "first".
+        normalisation: what a group's scores are divided by: "none", "mean", "max"
+            or "l2" (of absolute values), or "rank" (each unit's place, from 0 to 1).
+        options: of the criterion, by name.
 
     Returns:
         {group name: float64 tensor [size]} on the CPU.
 
     Raises:
-        InputError: unknown name, missing calibration, or scores that are not finite.
+        InputError: an unknown name, missing calibration, scores that are not finite,
+            no group that the criterion can judge, or the same score for all units.
     """
     rule = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    rule = rule.with_options(**(options or {}))
+    check_aggregation(aggregation)
+    check_normalisation(normalisation)
     if rule.needs_calibration and calibration is None:
         raise InputError(f"criterion {rule.name!r} needs calibration batches, but got none")
-    scores = rule.function(graph, Context(calibration, loss, seed))
+    function = partial(rule.function, **rule.options)
+    scores = function(graph, Context(calibration, loss, seed, aggregation))
     for name, values in scores.items():
         if not bool(torch.isfinite(values).all()):
             raise InputError(f"criterion {rule.name!r} gives scores that are not finite in {name}")
-    return scores
-
-
-class SlotSums:
-    """Sums an element-wise statistic of every parameter over the units of every group.
-
-    For a unit u of a group, the sum runs over the group's slots and, in each, over
-    all elements whose position along the slot's dimension belongs to u.
-    """
-
-    def __init__(self, graph: Graph, *, weights_only: bool) -> None:
-        ranks = {name: p.dim() for name, p in graph.model.named_parameters()}
-        self._slots = {}
-        for group in graph.groups:
-            slots = [slot for slot in group.slots if slot.name in ranks]
-            matrices = [slot for slot in slots if ranks[slot.name] > 1]
-            self._slots[group.name] = (
-                group.size,
-                [
-                    (slot.name, slot.dim, torch.from_numpy(slot.units))
-                    for slot in (matrices if weights_only and matrices else slots)
-                ],
-            )
-
-    def __call__(self, values: dict[str, Tensor]) -> Scores:
-        """Sum ``values`` (by parameter name, shaped like it); names left out count as zero."""
-        along: dict[tuple[str, int], Tensor] = {}
-        totals: Scores = {}
-        for name, (size, slots) in self._slots.items():
-            total = torch.zeros(size, dtype=torch.float64)
-            for parameter, dim, units in slots:
-                if parameter not in values:
-                    continue
-                if (parameter, dim) not in along:
-                    along[parameter, dim] = _sum_to(values[parameter], dim)
-                sums, mine = along[parameter, dim], units >= 0
-                total.index_add_(0, units[mine], sums[mine])
-            totals[name] = total
-        return totals
-
-
-def _sum_to(value: Tensor, dim: int) -> Tensor:
-    """Sum over every dimension but ``dim``; in float64 on the CPU."""
-    others = [d for d in range(value.dim()) if d != dim]
-    small = value.sum(dim=others) if others else value
-    return small.detach().to("cpu", torch.float64)
+    if graph.groups and not scores:
+        raise InputError(f"criterion {rule.name!r} finds nothing to judge in any group")
+    if scores and all(bool((values == values[0]).all()) for values in scores.values()):
+        raise InputError(
+            f"criterion {rule.name!r} gives all units of every group the same score: "
+            "it cannot choose between them"
+        )
+    return {name: normalise(values, normalisation) for name, values in scores.items()}

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 
 from secateur.calibration import gradients
-from secateur.criteria.base import Context, Scores, SlotSums, criterion
+from secateur.criteria.base import Context, Scores, criterion
+from secateur.criteria.combine import SlotSums
 from secateur.graph import Graph
 
 
@@ -19,7 +20,7 @@ from secateur.graph import Graph
 def taylor(graph: Graph, context: Context) -> Scores:
     """Squared first-order loss change of removing the unit from its whole group."""
     assert context.calibration is not None
-    sums = SlotSums(graph, weights_only=False)
+    sums = SlotSums(graph, aggregation=context.aggregation)
     parameters = dict(graph.model.named_parameters())
     totals: Scores = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in graph.groups}
     batches = 0

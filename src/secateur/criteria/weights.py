@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import torch
 
-from secateur.criteria.base import Context, Scores, SlotSums, criterion
+from secateur.criteria.base import Context, Scores, criterion
+from secateur.criteria.combine import SlotSums
 from secateur.graph import Graph
 
 
 @criterion("l1")
 def l1(graph: Graph, context: Context) -> Scores:
     """Sum of absolute weights over the group's slots."""
-    sums = SlotSums(graph, weights_only=True)
+    sums = SlotSums(graph, weights_only=True, aggregation=context.aggregation)
     with torch.no_grad():
         return sums({name: p.abs() for name, p in graph.model.named_parameters()})
 
@@ -25,7 +26,7 @@ def l1(graph: Graph, context: Context) -> Scores:
 @criterion("l2")
 def l2(graph: Graph, context: Context) -> Scores:
     """Euclidean norm of the weights over the group's slots."""
-    sums = SlotSums(graph, weights_only=True)
+    sums = SlotSums(graph, weights_only=True, aggregation=context.aggregation)
     with torch.no_grad():
         squares = sums({name: p * p for name, p in graph.model.named_parameters()})
     return {name: value.sqrt() for name, value in squares.items()}
