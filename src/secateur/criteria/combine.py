@@ -1,0 +1,108 @@
+"""From values of elements to values of units: over a slot, over a group's slots, within a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from secateur.errors import unknown_name
+from secateur.graph import Graph
+
+# From values [slots, size] of one group to [size].
+AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda values: values.sum(dim=0),
+    "mean": lambda values: values.mean(dim=0),
+    "max": lambda values: values.amax(dim=0),
+    "first": lambda values: values[0],
+}
+NORMALISATIONS = ("none", "mean", "max", "l2", "rank")
+
+
+def check_aggregation(name: str) -> None:
+    """Refuse an unknown aggregation.
+
+    Raises:
+        InputError: lists the choices.
+    """
+    if name not in AGGREGATIONS:
+        raise unknown_name("aggregation", name, AGGREGATIONS)
+
+
+def check_normalisation(name: str) -> None:
+    """Refuse an unknown normalisation.
+
+    Raises:
+        InputError: lists the choices.
+    """
+    if name not in NORMALISATIONS:
+        raise unknown_name("normalisation", name, NORMALISATIONS)
+
+
+def normalise(values: Tensor, how: str) -> Tensor:
+    """Return the scores [size] of one group on a scale that groups share.
+
+    "mean", "max" and "l2" divide by that figure of the absolute values (all zeros
+    stay so); "rank" gives each unit its place in ascending order over size - 1,
+    ties in the order of the units.
+    """
+    if how == "none" or not len(values):
+        return values
+    if how == "rank":
+        places = torch.empty_like(values, dtype=torch.float64)
+        order = torch.argsort(values, stable=True)
+        places[order] = torch.arange(len(values), dtype=torch.float64)
+        return places / max(1, len(values) - 1)
+    size = values.abs()
+    scale = size.mean() if how == "mean" else size.max() if how == "max" else size.norm()
+    return values / scale if scale > 0 else values
+
+
+class SlotSums:
+    """Sums an element-wise statistic of every parameter over the units of every group.
+
+    For a unit u of a group and one of the group's slots, the sum runs over all
+    elements whose position along the slot's dimension belongs to u; the slots'
+    sums become one number by the aggregation.
+    """
+
+    def __init__(
+        self, graph: Graph, *, weights_only: bool = False, aggregation: str = "sum"
+    ) -> None:
+        ranks = {name: p.dim() for name, p in graph.model.named_parameters()}
+        self._aggregate = AGGREGATIONS[aggregation]
+        self._slots = {}
+        for group in graph.groups:
+            slots = [slot for slot in group.slots if slot.name in ranks]
+            matrices = [slot for slot in slots if ranks[slot.name] > 1]
+            self._slots[group.name] = (
+                group.size,
+                [
+                    (slot.name, slot.dim, torch.from_numpy(slot.units))
+                    for slot in (matrices if weights_only and matrices else slots)
+                ],
+            )
+
+    def __call__(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sum ``values`` (by parameter name, shaped like it); names left out count as zero."""
+        along: dict[tuple[str, int], Tensor] = {}
+        totals: dict[str, Tensor] = {}
+        for name, (size, slots) in self._slots.items():
+            rows = torch.zeros(len(slots), size, dtype=torch.float64)
+            for row, (parameter, dim, units) in zip(rows, slots, strict=True):
+                if parameter not in values:
+                    continue
+                if (parameter, dim) not in along:
+                    along[parameter, dim] = _sum_to(values[parameter], dim)
+                sums, mine = along[parameter, dim], units >= 0
+                row.index_add_(0, units[mine], sums[mine])
+            totals[name] = self._aggregate(rows)
+        return totals
+
+
+def _sum_to(value: Tensor, dim: int) -> Tensor:
+    """Sum over every dimension but ``dim``; in float64 on the CPU."""
+    others = [d for d in range(value.dim()) if d != dim]
+    small = value.sum(dim=others) if others else value
+    return small.detach().to("cpu", torch.float64)
