@@ -182,3 +182,76 @@ def test_a_weight_normed_network_is_saved_and_loaded(tmp_path: Path) -> None:
     loaded = secateur.load(secateur.save(pruned, tmp_path))
     assert torch.equal(loaded(inputs), pruned(inputs))
     assert type(loaded[0]).__name__ == "ParametrizedConv1d"
+
+
+class Auxiliary(nn.Module):
+    """A second classifier that runs in train mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.aux_conv = nn.Conv2d(8, 6, 1)
+        self.aux_norm = nn.BatchNorm2d(6)
+        self.aux_hidden = nn.Linear(6 * 4, 10)
+        self.aux_head = nn.Linear(10, 5)
+        self.conv = nn.Conv2d(8, 12, 3, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.stem(x))
+        result = self.head(F.relu(self.conv(x)).mean((2, 3)))
+        if not self.training:
+            return result
+        side = F.adaptive_avg_pool2d(F.relu(self.aux_norm(self.aux_conv(x))), 2)
+        return result, self.aux_head(F.relu(self.aux_hidden(side.flatten(1))))
+
+
+def test_what_runs_in_train_mode_alone_is_cut_along_exactly() -> None:
+    model = randomise(Auxiliary().double().eval())
+    inputs = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    graph = secateur.trace(model, inputs)
+    sizes = {group.name: group.size for group in graph.groups}
+    assert sizes == {"stem": 8, "aux_conv": 6, "aux_hidden": 10, "conv": 12}
+    plan = make_plan(graph, {"stem": (1, 6), "aux_conv": (0, 3), "aux_hidden": (4,), "conv": (2,)})
+    pruned, masked = secateur.cut(model, plan), secateur.mask(model, plan)
+    assert pruned.aux_hidden.weight.shape == (9, 16)
+    for found, wanted in zip(pruned.train()(inputs), masked.train()(inputs), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert secateur.verify(model, pruned.eval(), plan, inputs).ok
+
+
+class Stated(Auxiliary):
+    """The second classifier reads a number of channels that its code states."""
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.stem(x))
+        result = self.head(F.relu(self.conv(x)).mean((2, 3)))
+        return (result, self.aux_conv(x.view(-1, 8, 64, 1))) if self.training else result
+
+
+def test_what_train_mode_pins_is_pinned() -> None:
+    model = Stated().eval()
+    graph = secateur.trace(model, torch.randn(2, 3, 8, 8))
+    assert {group.name for group in graph.groups} == {"conv"}
+    why = {(pin.name, pin.dim): pin.reason for pin in graph.pinned}
+    assert why["stem.weight", 0] == "a module that runs in train mode alone reads it"
+
+
+class ChannelsLast(nn.Module):
+    """Pooling gives a channels-last tensor its layout by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).contiguous(memory_format=torch.channels_last)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_pooling_of_a_channels_last_tensor_lets_channels_go() -> None:
+    model, inputs = ChannelsLast().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = secateur.trace(model, inputs)
+    assert [(group.name, group.size) for group in graph.groups] == [("conv", 8)]
+    assert secateur.prune(model, inputs, sparsity=0.5).check.ok

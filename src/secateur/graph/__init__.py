@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
 from secateur.graph.program import Program
 from secateur.graph.tracing import record
-from secateur.graph.training import train_only_pins
+from secateur.graph.training import couple, train_only
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 
@@ -107,7 +107,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     with _uncollected():
         program = record(model, example_inputs)
         flow = Flow(program)
-        flow.run(train_only_pins(model, example_inputs, program))
+        learnt = train_only(model, example_inputs, program)
+        flow.run(None if learnt is None else partial(couple, learnt=learnt))
         found = analyse(flow)
     return Graph(
         model, found.groups, found.pinned, found.notes, found.layout, program, example_inputs

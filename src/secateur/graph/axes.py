@@ -118,6 +118,10 @@ class Axes:
                 self._reasons.append(reason)
             self._reason[atoms] = number
 
+    def is_pinned(self, atoms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which atoms cannot go."""
+        return self._reason[self._roots(atoms)] > 0
+
     def reasons(self, axis: Axis) -> tuple[str, ...]:
         """Return why positions of ``axis`` are pinned, the commonest reason first."""
         if axis.size == 0:

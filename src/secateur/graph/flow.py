@@ -7,12 +7,11 @@ A :class:`Flow` holds, for every traced tensor, one axis a dimension (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from secateur.graph.axes import Axes, Axis, fixed
 from secateur.graph.program import Node, Program, Ref, family
@@ -87,10 +86,10 @@ class Flow:
         self._pinned: dict[tuple[int, str], Axis] = {}
         self._index = 0
 
-    def run(self, extra: Mapping[tuple[str, int], NDArray[np.bool_]] | None = None) -> None:
+    def run(self, more: Callable[[Flow], None] | None = None) -> None:
         """Apply the rule of every operation, in order; pin the model's outputs.
 
-        ``extra`` names further positions to pin, by parameter and dimension.
+        ``more`` may couple and pin further axes before the result is final.
         """
         for key, info in enumerate(self.program.tensors):
             if info.kind in ("parameter", "buffer"):
@@ -112,11 +111,8 @@ class Flow:
             else:
                 same = Apply("-", Apply(op, left, right), int(outcome))
                 self.requirements.append(Requirement(same, fixed(0), where))
-        for key, info in enumerate(self.program.tensors):
-            for dim, axis in enumerate(self.dims(Ref(key)) if info.kind == "parameter" else ()):
-                rows = (extra or {}).get((info.name, dim))
-                if rows is not None:
-                    self.axes.pin(axis[rows], "a module that runs in train mode alone reads it")
+        if more is not None:
+            more(self)
         self._pin_unread()
         self.axes.freeze()
 
@@ -255,6 +251,10 @@ class Flow:
         """Note that ``node`` consumes dimension ``dim`` of its argument ``arg``."""
         if axis.shape[1]:
             self._note_read(node, arg, dim, axis, how, None)
+
+    def read_by_weight(self, name: str, dim: int, axis: Axis) -> None:
+        """Note that a weight's dimension is contracted in a pass that is not this one."""
+        self.reads.append(Read("", -1, 0, dim, axis, "mask", (name, dim)))
 
     def contract(self, node: Node, left: tuple[int, int], right: tuple[int, int]) -> None:
         """Unify and note the contraction of two arguments: (argument, dimension) each."""
