@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
-from secateur.calibration import Batches, Loss, cross_entropy
+from secateur.calibration import Batches, Loss, cross_entropy, seeded, untouched, watched
 from secateur.criteria.combine import check_aggregation, check_normalisation, normalise
 from secateur.errors import InputError, unknown_name
 from secateur.graph import Graph
@@ -29,12 +30,14 @@ class Context:
         seed: for criteria that draw.
         aggregation: how a unit's values in its group's slots become one:
             "sum", "mean", "max" or "first".
+        example_inputs: what the model takes, for criteria that need no data but a pass.
     """
 
     calibration: Batches | None = None
     loss: Loss = cross_entropy
     seed: int = 0
     aggregation: str = "sum"
+    example_inputs: Any = None
 
 
 Scores = dict[str, Tensor]
@@ -49,12 +52,14 @@ class Criterion:
         function: from a graph and its context to {group: scores [size]}.
         needs_calibration: whether it cannot work without data.
         options: keyword arguments of ``function`` that differ from its defaults.
+        leaves_out: the groups that it cannot judge by design, in words; "" for none.
     """
 
     name: str
     function: Callable[..., Scores]
     needs_calibration: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    leaves_out: str = ""
 
     def choices(self) -> dict[str, Any]:
         """Return the options that the criterion has, with their defaults."""
@@ -79,17 +84,17 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def criterion(
-    name: str, *, needs_calibration: bool = False
+    name: str, *, needs_calibration: bool = False, leaves_out: str = ""
 ) -> Callable[[Callable[..., Scores]], Callable[..., Scores]]:
     """Return a decorator that registers a scoring function under ``name``.
 
     The function takes a graph and a context, and its options as keyword-only
     arguments with defaults. It may leave out groups that it cannot judge; they
-    are then not cut.
+    are then not cut, and ``leaves_out`` says which they are.
     """
 
     def add(function: Callable[..., Scores]) -> Callable[..., Scores]:
-        CRITERIA.register(name)(Criterion(name, function, needs_calibration))
+        CRITERIA.register(name)(Criterion(name, function, needs_calibration, leaves_out=leaves_out))
         return function
 
     return add
@@ -105,6 +110,7 @@ def score(
     aggregation: str = "sum",
     normalisation: str = "none",
     options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
     """Score every unit of every group; higher means keep.
 
@@ -119,6 +125,7 @@ def score(
         normalisation: what a group's scores are divided by: "none", "mean", "max"
             or "l2" (of absolute values), or "rank" (each unit's place, from 0 to 1).
         options: of the criterion, by name.
+        progress: where to show how far it is; None shows nothing.
 
     Returns:
         {group name: float64 tensor [size]} on the CPU.
@@ -133,8 +140,10 @@ def score(
     check_normalisation(normalisation)
     if rule.needs_calibration and calibration is None:
         raise InputError(f"criterion {rule.name!r} needs calibration batches, but got none")
-    function = partial(rule.function, **rule.options)
-    scores = function(graph, Context(calibration, loss, seed, aggregation))
+    batches = watched(calibration, f"Scoring by {rule.name}", progress)
+    context = Context(batches, loss, seed, aggregation, graph.example_inputs)
+    with seeded(graph.model, seed), untouched(graph.model):
+        scores: Scores = partial(rule.function, **rule.options)(graph, context)
     for name, values in scores.items():
         if not bool(torch.isfinite(values).all()):
             raise InputError(f"criterion {rule.name!r} gives scores that are not finite in {name}")
