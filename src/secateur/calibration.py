@@ -129,6 +129,25 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
+def passes(model: nn.Module, calibration: Batches) -> Iterator[Any]:
+    """Yield the outputs of batch after batch, in eval mode and without gradients.
+
+    Args:
+        model: the network; it is left as it was.
+        calibration: (inputs, labels) batches.
+
+    Raises:
+        InputError: no batch.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    number = -1
+    with untouched(model), torch.no_grad():
+        for number, batch in enumerate(calibration):
+            yield run_model(model, _move(_pair(batch)[0], device))
+    if number < 0:
+        raise InputError("calibration must hold at least one batch, but it is empty")
+
+
 def losses(
     model: nn.Module,
     calibration: Batches,
