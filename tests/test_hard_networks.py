@@ -255,3 +255,26 @@ def test_pooling_of_a_channels_last_tensor_lets_channels_go() -> None:
     graph = secateur.trace(model, inputs)
     assert [(group.name, group.size) for group in graph.groups] == [("conv", 8)]
     assert secateur.prune(model, inputs, sparsity=0.5).check.ok
+
+
+class Counted(nn.Module):
+    """Parts of a bias found by counting its elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(6, 16)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.both.bias.clone()
+        half = bias.numel() // 2
+        bias[half : 2 * half].zero_()
+        left, right = F.linear(x, self.both.weight, bias).chunk(2, dim=-1)
+        return self.head(left * right)
+
+
+def test_parts_found_by_counting_elements_are_cut_alike() -> None:
+    model, inputs = Counted().double(), torch.randn(2, 6, dtype=torch.float64)
+    graph = secateur.trace(model, inputs)
+    assert [(group.name, group.size) for group in graph.groups] == [("both", 8)]
+    assert secateur.prune(model, inputs, sparsity=0.5).check.ok

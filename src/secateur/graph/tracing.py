@@ -29,7 +29,7 @@ from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
-from secateur.graph.sizes import Dim, Expr, Sized, watch_comparisons
+from secateur.graph.sizes import Apply, Dim, Expr, Sized, watch_comparisons
 
 Inputs = Any
 
@@ -302,6 +302,8 @@ class _Calls(TorchFunctionMode):
                 return self._shape(args[0], result)
             dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % args[0].dim()
             return Sized(result, Dim(self._recorder.key(args[0]), dim))
+        if name in ("numel", "nelement") and isinstance(args[0], Tensor):
+            return self._number(args[0], func(*args, **kwargs))
         recorder = self._recorder
         outer = recorder.call
         recorder.call = Call(
@@ -317,6 +319,14 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             recorder.call = outer
+
+    def _number(self, tensor: Tensor, number: int) -> int:
+        """Return the number of elements as the product of the tensor's sizes."""
+        sizes = [Dim(self._recorder.key(tensor), d) for d in range(tensor.dim())]
+        product: Expr = 1
+        for size in sizes:
+            product = size if product == 1 else Apply("*", product, size)
+        return Sized(number, product)
 
     def _shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
         key = self._recorder.key(tensor)
