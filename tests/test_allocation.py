@@ -304,7 +304,7 @@ def test_what_had_to_stay_is_told() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "exactly one of sparsity, macs, params must be given, but got none"),
+        ({}, "exactly one of sparsity, macs, params, latency must be given, but got none"),
         ({"sparsity": 0.5, "macs": 0.5}, "exactly one of .* but got sparsity, macs"),
         ({"sparsity": 1.0}, "sparsity must satisfy 0 <= sparsity < 1, but got 1.0"),
         ({"sparsity": -0.1}, "sparsity must satisfy 0 <= sparsity < 1, but got -0.1"),
@@ -314,7 +314,7 @@ def test_what_had_to_stay_is_told() -> None:
         ({"params": math.nan}, "params must satisfy .* but got nan"),
         (
             {"sparsity": 0.5, "scope": "layer"},
-            "scope must be one of local, global, but got 'layer'",
+            "scope must be one of local, global, isomorphic, but got 'layer'",
         ),
         ({"sparsity": 0.5, "round_to": 0}, "round_to must be at least 1, but got 0"),
     ],

@@ -20,7 +20,7 @@ FLOORS = (
     {"graph"},
     {"calibration", "criteria"},
     set[str](),
-    {"data", "models", "training_state", "finetune", "measure", "latency", "report"},
+    {"data", "models", "training_state", "training", "finetune", "report"},
     {"study"},
     {"cli", "screen", "__main__"},
 )

@@ -8,8 +8,10 @@ inferences (samples) per second; of the turns, the median and the quartiles are 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,70 @@ from secateur.results import Speed
 Clock = Callable[[], float]
 
 WARM_UP = 3
+
+
+def _check(batch: int | None, threads: int, repeats: int, seconds: float) -> None:
+    for name, value in (("batch", batch), ("repeats", repeats), ("threads", threads)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, but got {value}")
+    if seconds <= 0:
+        raise InputError(f"seconds must be above 0, but got {seconds}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How the time of a pruned network is compared with the dense network's.
+
+    Attributes:
+        batch: samples per pass, the first example repeated; None takes the example inputs as
+            they are.
+        threads: threads that PyTorch may use on the CPU.
+        repeats: turns of each network in one comparison.
+        seconds: about how long one comparison takes.
+        tolerance: how far a target may be missed, relative to it.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    batch: int | None = 1
+    threads: int = 1
+    repeats: int = 20
+    seconds: float = 2.0
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check(self.batch, self.threads, self.repeats, self.seconds)
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance must satisfy 0 < tolerance < 1, but got {self.tolerance}")
+
+
+def relative_time(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example: Any,
+    timing: Timing = Timing(),
+    *,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Return the time of ``pruned`` as a share of the time of ``dense``.
+
+    Both run in turns, A B A B; each pair of neighbouring turns gives one share, and their median
+    is the result, so that a machine that slows down for a while slows both.
+    """
+    spent = _turns(
+        {"dense": dense, "pruned": pruned},
+        example,
+        batch=timing.batch,
+        repeats=timing.repeats,
+        threads=timing.threads,
+        seconds=timing.seconds,
+        progress=progress,
+        clock=clock,
+    )
+    pairs = zip(spent["dense"], spent["pruned"], strict=True)
+    return statistics.median(after / before for before, after in pairs)
 
 
 def paired(
@@ -57,28 +123,23 @@ def paired(
     Raises:
         InputError: an argument is below its least value, or there is nothing to measure.
     """
-    for name, value in (("batch", batch), ("repeats", repeats), ("threads", threads)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, but got {value}")
-    if seconds <= 0:
-        raise InputError(f"seconds must be above 0, but got {seconds}")
+    _check(batch, threads, repeats, seconds)
     if not models:
         raise InputError("models must hold at least one network, but got none")
-    share = seconds / (repeats * len(models))
-    turns: dict[str, list[float]] = {name: [] for name in models}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_threads(threads))
-        runs: dict[str, Callable[[], None]] = {}
-        passes: dict[str, int] = {}
-        for name, model in models.items():
-            stack.enter_context(evaluating(model))
-            runs[name] = _run(model, _batch(example, batch, device_of(model)))
-            passes[name] = _passes(runs[name], share, clock)
-        for _ in track(range(repeats), "Measuring speed", progress):
-            for name, run in runs.items():
-                taken = _timed(run, passes[name], clock)
-                turns[name].append(passes[name] * batch / taken)
-    return {name: summary(speeds, batch, threads) for name, speeds in turns.items()}
+    spent = _turns(
+        models,
+        example,
+        batch=batch,
+        repeats=repeats,
+        threads=threads,
+        seconds=seconds,
+        progress=progress,
+        clock=clock,
+    )
+    return {
+        name: summary([batch / taken for taken in turns], batch, threads)
+        for name, turns in spent.items()
+    }
 
 
 def summary(speeds: list[float], batch: int, threads: int) -> Speed:
@@ -92,6 +153,34 @@ def summary(speeds: list[float], batch: int, threads: int) -> Speed:
         low=float(low),
         high=float(high),
     )
+
+
+def _turns(
+    models: Mapping[str, nn.Module],
+    example: Any,
+    *,
+    batch: int | None,
+    repeats: int,
+    threads: int,
+    seconds: float,
+    progress: Progress | None,
+    clock: Clock,
+) -> dict[str, list[float]]:
+    """Measure the seconds that one pass of each network takes, turn by turn."""
+    share = seconds / (repeats * len(models))
+    spent: dict[str, list[float]] = {name: [] for name in models}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_threads(threads))
+        runs: dict[str, Callable[[], None]] = {}
+        passes: dict[str, int] = {}
+        for name, model in models.items():
+            stack.enter_context(evaluating(model))
+            runs[name] = _run(model, _batch(example, batch, device_of(model)))
+            passes[name] = _passes(runs[name], share, clock)
+        for _ in track(range(repeats), "Measuring speed", progress):
+            for name, run in runs.items():
+                spent[name].append(_timed(run, passes[name], clock) / passes[name])
+    return spent
 
 
 def _passes(run: Callable[[], None], share: float, clock: Clock) -> int:
@@ -125,9 +214,11 @@ def _run(model: nn.Module, inputs: Any) -> Callable[[], None]:
     return run
 
 
-def _batch(example: Any, size: int, device: torch.device) -> Any:
-    """Repeat the first sample of every tensor ``size`` times."""
+def _batch(example: Any, size: int | None, device: torch.device) -> Any:
+    """Repeat the first sample of every tensor ``size`` times; None leaves the samples."""
     if isinstance(example, Tensor):
+        if size is None:
+            return example.detach().to(device)
         if example.ndim == 0:
             raise InputError("example must have a leading batch dimension, but a tensor is scalar")
         if len(example) == 0:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from rich.progress import Progress
 from torch import nn
 
-from secateur.allocation import allocate, check_target
+from secateur.allocation import (
+    NO_LIMITS,
+    TARGETS,
+    Limit,
+    Measure,
+    allocate,
+    check_options,
+    check_targets,
+)
 from secateur.calibration import Batches
 from secateur.criteria import CRITERIA, Criterion, score
+from secateur.criteria.combine import check_aggregation
 from secateur.cutting import cut
 from secateur.errors import VerificationError
 from secateur.graph import trace
+from secateur.latency import Timing
 from secateur.plan import Plan
 from secateur.verification import Check, verify
 
@@ -36,10 +48,20 @@ def prune(
     sparsity: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     scope: str = "local",
+    normalisation: str = "mean",
     round_to: int = 1,
+    protect: Sequence[str] = (),
+    limits: Mapping[str, Limit] = NO_LIMITS,
+    max_sparsity: float | None = None,
+    timing: Timing = Timing(),  # noqa: B008 (frozen)
+    measure: Measure | None = None,
     calibration: Batches | None = None,
     seed: int = 0,
+    aggregation: str = "sum",
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Pruned[M]:
     """Prune a network and prove that the cut is right; ``model`` is left as it was.
 
@@ -47,13 +69,26 @@ def prune(
         model: any network.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
         criterion: a registered name or a :class:`Criterion`.
-        sparsity: see :func:`secateur.allocate`, as are the next four.
+        sparsity: share of units to remove; exactly one of this and the next three is given,
+            see :func:`secateur.allocate`.
         macs: share of multiply-accumulates to keep.
         params: share of parameters to keep.
-        scope: "local" or "global".
+        latency: share of the dense network's time to keep, as measured here.
+        scope: "local", "global" or "isomorphic".
+        normalisation: what a group's scores are divided by before groups compete.
         round_to: keep a multiple of this many units.
+        protect: patterns of groups, parameters or kinds that stay whole.
+        limits: pattern of group names -> the largest share that may go, or the fewest units
+            that stay.
+        max_sparsity: the largest share that may go from groups without such a limit.
+        timing: how latency is measured.
+        measure: in place of the clock, for latency.
         calibration: (inputs, labels) batches, for criteria that need data.
         seed: for criteria that draw.
+        aggregation: how a unit's values in its group's slots become one; see
+            :func:`secateur.score`.
+        options: of the criterion, by name.
+        progress: where to show how far the search for a latency is.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -63,19 +98,26 @@ def prune(
     """
     if isinstance(criterion, str):
         criterion = CRITERIA[criterion]
-    for name, value in {"sparsity": sparsity, "macs": macs, "params": params}.items():
-        if value is not None:
-            check_target(name, value)
+    criterion = criterion.with_options(**(options or {}))
+    targets = dict(zip(TARGETS, (sparsity, macs, params, latency), strict=True))
+    target, value = check_targets({name: v for name, v in targets.items() if v is not None})
+    check_options(scope, normalisation, round_to, protect, limits, max_sparsity)
+    check_aggregation(aggregation)
     graph = trace(model, example_inputs)
-    scores = score(graph, criterion, calibration, seed=seed)
+    scores = score(graph, criterion, calibration, seed=seed, aggregation=aggregation)
     plan = allocate(
         graph,
         scores,
-        sparsity=sparsity,
-        macs=macs,
-        params=params,
+        **{target: value},
         scope=scope,
+        normalisation=normalisation,
         round_to=round_to,
+        protect=protect,
+        limits=limits,
+        max_sparsity=max_sparsity,
+        timing=timing,
+        measure=measure,
+        progress=progress,
     )
     pruned = cut(model, plan)
     check = verify(model, pruned, plan, example_inputs)

@@ -95,7 +95,7 @@ class TestSeed:
             f"criterion: must be one of {', '.join(CRITERIA)}, but got 'tayler'; "
             "did you mean 'taylor'?",
         ),
-        ("scope", "all", "scope: must be one of global, local, but got 'all'"),
+        ("scope", "all", "scope: must be one of global, isomorphic, local, but got 'all'"),
         (
             "target",
             {"sparsity": 1},
