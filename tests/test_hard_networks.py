@@ -229,6 +229,15 @@ class Stated(Auxiliary):
         return (result, self.aux_conv(x.view(-1, 8, 64, 1))) if self.training else result
 
 
+def test_one_sample_is_enough_to_see_what_runs_in_train_mode_alone() -> None:
+    model = Auxiliary()
+    model.aux_conv = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6))
+    graph = secateur.trace(model, torch.randn(1, 3, 8, 8))
+    assert not graph.notes
+    stem = next(group for group in graph.groups if group.name == "stem")
+    assert ("aux_conv.1.weight", 1) in {(slot.name, slot.dim) for slot in stem.slots}
+
+
 def test_what_train_mode_pins_is_pinned() -> None:
     model = Stated().eval()
     graph = secateur.trace(model, torch.randn(2, 3, 8, 8))

@@ -104,6 +104,9 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str, training: bool) 
     }
     convert = makers[way]
     twin = copy_model(model, lambda _, tensor: convert(tensor)).train(training)
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # in train mode it refuses a single value a channel
     inputs = map_tensors(example_inputs, convert)
     recorder = _Recorder(twin, inputs, shapes_only=way != "real")
     with contextlib.ExitStack() as stack:
