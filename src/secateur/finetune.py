@@ -8,27 +8,34 @@ on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from secateur.errors import InputError, SecateurError
 from secateur.progress import track
 from secateur.results import Epoch
+from secateur.training import Masks, StepHook, TrainSettings, learning_rate, training_loss
+from secateur.training.devices import Teacher, accelerator_for, at_home, tracked
+from secateur.training.frozen import check_masks, digest
+from secateur.training.losses import logits_of
+from secateur.training.shown import Tell, line_teller, training_bar
+from secateur.training.standing import Standing
 from secateur.training_state import (
     TrainState,
+    check_space,
     has_checkpoint,
     prepare_folder,
     read_state,
@@ -36,90 +43,9 @@ from secateur.training_state import (
     write_state,
 )
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "step", "plateau")
+__all__ = ["StepHook", "TrainSettings", "finetune", "learning_rate", "steps_per_epoch"]
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. The batch size belongs to the loader.
-
-    Attributes:
-        epochs: passes over the training data; 0 trains nothing.
-        lr: learning rate at the start.
-        optimizer: adam, adamw (decoupled weight decay) or sgd.
-        momentum: of sgd; Adam has its own.
-        weight_decay: L2 penalty (adam, sgd) or decay (adamw).
-        schedule: constant; cosine (from ``lr`` to ``lr_min``, step by step); step (times
-            ``lr_factor`` every ``lr_every`` epochs); plateau (times ``lr_factor`` after
-            ``lr_every`` epochs without a lower validation loss).
-        lr_factor: what step and plateau multiply by.
-        lr_every: epochs between drops (step) or flat epochs before one (plateau).
-        lr_min: the rate never falls below it.
-        patience: stop after that many epochs without a lower validation loss; None never.
-        label_smoothing: share of each label spread over all classes, in training only.
-        seed: of dropout and of what the loader draws.
-
-    Raises:
-        InputError: a value breaks its rule; all that do are named.
-    """
-
-    epochs: int = 1
-    lr: float = 1e-3
-    optimizer: str = "adam"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    lr_factor: float = 0.1
-    lr_every: int = 1
-    lr_min: float = 0.0
-    patience: int | None = None
-    label_smoothing: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        rules = {
-            "epochs must be at least 0": self.epochs >= 0,
-            "lr must be above 0": 0 < self.lr < math.inf,
-            f"optimizer must be one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
-            "momentum must be in [0, 1)": 0 <= self.momentum < 1,
-            "weight_decay must be at least 0": 0 <= self.weight_decay < math.inf,
-            f"schedule must be one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
-            "lr_factor must be in (0, 1]": 0 < self.lr_factor <= 1,
-            "lr_every must be at least 1": self.lr_every >= 1,
-            "lr_min must be in [0, lr]": 0 <= self.lr_min <= self.lr,
-            "patience must be at least 1 or null": self.patience is None or self.patience >= 1,
-            "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
-        }
-        broken = [
-            f"{rule}, but got {getattr(self, rule.split()[0])!r}"
-            for rule, kept in rules.items()
-            if not kept
-        ]
-        if broken:
-            raise InputError("; ".join(broken))
-
-
-def learning_rate(settings: TrainSettings, when: float, losses: Sequence[float]) -> float:
-    """Return the learning rate at time ``when``, in epochs since the start.
-
-    Args:
-        settings: what was asked.
-        when: 0 at the first step, ``settings.epochs`` after the last.
-        losses: validation losses of the epochs that are over.
-    """
-    low = settings.lr_min
-    if settings.schedule == "cosine":
-        share = when / max(settings.epochs, 1)
-        return low + (settings.lr - low) * 0.5 * (1 + math.cos(math.pi * share))
-    drops = 0
-    if settings.schedule == "step":
-        drops = int(when) // settings.lr_every
-    elif settings.schedule == "plateau":
-        drops = _plateaus(losses, settings.lr_every)
-    return max(low, settings.lr * settings.lr_factor**drops)
 
 
 def finetune(
@@ -131,12 +57,18 @@ def finetune(
     phase: str = "finetune",
     folder: Path | None = None,
     resume: bool = False,
+    teacher: nn.Module | None = None,
+    masks: Masks | None = None,
+    hook: StepHook | None = None,
+    trackers: Sequence[Any] = (),
+    logs: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Epoch, ...]:
     """Train ``model`` in place and leave the best weights in it, in eval mode.
 
-    The best epoch has the highest validation accuracy, then the lowest validation loss. A last
-    batch of one sample is left out, because batch norm cannot normalise it.
+    The best epoch has the highest validation accuracy, then the lowest validation loss, or
+    what ``settings.best_by`` says. A last batch of one sample is left out, because batch norm
+    cannot normalise it.
 
     Args:
         model: a classifier; on return it is on the device that it came from.
@@ -147,134 +79,230 @@ def finetune(
         phase: the word used in progress and in the returned records.
         folder: where to leave a checkpoint each epoch; it belongs to this training alone.
         resume: go on from the newest whole checkpoint of ``folder``.
+        teacher: the network to learn from (the dense one), with ``settings.distill_weight``;
+            it is left as it was.
+        masks: {parameter name: bool tensor}, True keeps; the rest is zero from the start to
+            the end, whatever the optimiser does.
+        hook: what happens between steps, such as masks that tighten.
+        trackers: names of accelerate's trackers ("tensorboard") or tracker objects.
+        logs: where trackers write; None for ``folder``.
         progress: where to show loss, accuracy and time left.
 
     Returns:
         One record per epoch, those from before a stop included.
 
     Raises:
-        InputError: the folder cannot be written, or holds a training and ``resume`` is False,
-            or ``resume`` is asked under other settings.
+        InputError: the folder cannot be written or has too little space, or holds a training
+            and ``resume`` is False, or ``resume`` is asked under other settings; a mask fits
+            no parameter; ``teacher`` and ``distill_weight`` do not go together; the hook goes
+            on longer than the training; the device lacks the precision, or a tracker cannot
+            be had.
         CheckpointError: all checkpoints of the folder are damaged.
         SecateurError: the loss is not a number; the best weights so far are in the model.
     """
-    asked = {**dataclasses.asdict(settings), "phase": phase}
-    state = _start(folder, resume, asked)
-    devices = {parameter.device for parameter in model.parameters()}
-    accelerator = Accelerator()
+    if (teacher is None) != (settings.distill_weight == 0):
+        raise InputError(
+            "teacher must be given exactly where distill_weight is above 0, but got "
+            f"{'none' if teacher is None else 'one'} and {settings.distill_weight}"
+        )
+    check_masks(model, masks or {})
+    _check_hook(hook, settings, steps_per_epoch(train_loader, settings))
+    accelerator = accelerator_for(settings.mixed_precision, trackers, logs or folder)
     optimizer = _optimizer(model, settings)
-    if state is not None:
-        model.load_state_dict(state.weights)
-        optimizer.load_state_dict(state.optimizer)
-    prepared, accelerated, batches, checks = accelerator.prepare(
-        model, optimizer, train_loader, validation_loader
-    )
-    history = list(state.history) if state else []
-    best, best_weights = (state.best, state.best_weights) if state else (0, snapshot(model))
-    try:
-        for epoch in range(len(history) + 1, settings.epochs + 1):
-            if _flat(history) >= (settings.patience or math.inf):
-                break
-            began = time.perf_counter()
-            with _seeded(batches, settings.seed, epoch):
-                train_loss = _train_epoch(
-                    prepared, accelerated, batches, accelerator, settings, history, phase, progress
-                )
-                loss, accuracy = _evaluate(
-                    prepared, checks, accelerator, f"{phase}: validation", progress
-                )
-            history.append(
-                Epoch(
-                    phase=phase,
-                    epoch=epoch,
-                    lr=float(optimizer.param_groups[0]["lr"]),
-                    train_loss=train_loss,
-                    val_loss=loss,
-                    val_accuracy=accuracy,
-                    seconds=time.perf_counter() - began,
-                )
-            )
-            weights = snapshot(model)
-            if _best(history) == epoch:
-                best, best_weights = epoch, weights
-            if folder is not None and accelerator.is_main_process:
-                state = TrainState(
-                    tuple(history), best, weights, best_weights, optimizer.state_dict()
-                )
-                write_state(folder, state, asked)
-    except _NotANumber as error:
-        model.load_state_dict(best_weights)
-        kept = f"the weights of epoch {best} are" if best else "the weights from before are"
-        raise SecateurError(f"{phase}: {error}; {kept} back in the model") from None
-    finally:
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-        if len(devices) == 1:
-            model.to(next(iter(devices)))
-    model.load_state_dict(best_weights)
+    asked = _asked(settings, phase, teacher, masks, hook)
+    state = _start(folder, resume, asked, model, settings)
+    standing = Standing(model, settings, hook, masks or {})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(at_home(model))
+        guide = stack.enter_context(Teacher(teacher, accelerator)) if teacher else None
+        if state is not None:
+            model.load_state_dict(state.weights)
+            optimizer.load_state_dict(state.optimizer)
+        prepared, accelerated, batches, checks = accelerator.prepare(
+            model, optimizer, train_loader, validation_loader
+        )
+        stack.callback(accelerator.unwrap_model, prepared, keep_fp32_wrapper=False)
+        if state is not None and state.scaler and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scaler)
+        standing.begin(state)
+        stack.enter_context(tracked(accelerator, phase, asked))
+        passed, total = (n * len(batches) for n in (len(standing.history), settings.epochs))
+        tell = stack.enter_context(training_bar(progress, phase, total, passed))
+        line = line_teller(progress)
+        try:
+            for epoch in range(len(standing.history) + 1, settings.epochs + 1):
+                if standing.over:
+                    break
+                with _seeded(batches, settings.seed, epoch):
+                    entry = _epoch(
+                        standing, prepared, accelerated, (batches, checks), accelerator,
+                        guide, phase, tell, progress,
+                    )  # fmt: skip
+                weights = standing.epoch_done(entry)
+                if folder is not None and accelerator.is_main_process:
+                    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+                    kept = standing.state(weights, optimizer.state_dict(), scaler)
+                    write_state(folder, kept, asked)
+                accelerator.log(_figures(entry), step=epoch)
+                line(standing.history, settings.epochs)
+        except _NotANumber as error:
+            model.load_state_dict(standing.best_weights)
+            best = f"of epoch {standing.best}" if standing.best else "from before"
+            raise SecateurError(
+                f"{phase}: {error}; the weights {best} are back in the model"
+            ) from None
+        model.load_state_dict(standing.best_weights)
+    if hook is not None and settings.epochs and not standing.settled:
+        raise SecateurError(
+            f"{phase}: training ended after {standing.steps} steps, before step {hook.until}"
+        )
     model.eval()
-    return tuple(history)
+    return tuple(standing.history)
+
+
+def steps_per_epoch(loader: DataLoader[Any], settings: TrainSettings) -> int:
+    """Return how many optimiser steps an epoch has."""
+    return math.ceil(len(loader) / settings.accumulate)
 
 
 class _NotANumber(Exception):
     """The loss is NaN or infinite."""
 
 
-def _start(folder: Path | None, resume: bool, asked: dict[str, Any]) -> TrainState | None:
+def _check_hook(hook: StepHook | None, settings: TrainSettings, steps: int) -> None:
+    if hook is not None and settings.epochs and hook.until > settings.epochs * steps:
+        raise InputError(
+            f"the hook must end within the training's {settings.epochs * steps} steps "
+            f"({settings.epochs} epochs of {steps}), but got {hook.until}"
+        )
+
+
+def _asked(
+    settings: TrainSettings,
+    phase: str,
+    teacher: nn.Module | None,
+    masks: Masks | None,
+    hook: StepHook | None,
+) -> dict[str, Any]:
+    """Return all that decides how the training ends, ready for JSON."""
+    return {
+        **dataclasses.asdict(settings),
+        "phase": phase,
+        "teacher": digest(snapshot(teacher)) if teacher is not None else None,
+        "masks": digest(masks) if masks else None,
+        "hook": dict(hook.asked) if hook is not None else None,
+    }
+
+
+def _start(
+    folder: Path | None,
+    resume: bool,
+    asked: dict[str, Any],
+    model: nn.Module,
+    settings: TrainSettings,
+) -> TrainState | None:
     if folder is None:
         if resume:
             raise InputError("resume needs a folder to resume from, but got None")
         return None
     prepare_folder(folder)
-    if not resume:
-        if has_checkpoint(folder):
-            raise InputError(
-                f"folder must be empty, but {folder} holds a training; resume goes on with it"
-            )
-        return None
-    state, notes = read_state(folder, asked)
+    if not resume and has_checkpoint(folder):
+        raise InputError(
+            f"folder must be empty, but {folder} holds a training; resume goes on with it"
+        )
+    state, notes = read_state(folder, asked) if resume else (None, ())
     for note in notes:
         _LOG.warning("%s", note)
+    if state is None or len(state.history) < settings.epochs:
+        moments = {"sgd": int(settings.momentum > 0)}.get(settings.optimizer, 2)
+        check_space(folder, model, moments)
     return state
 
 
+def _epoch(
+    standing: Standing,
+    model: nn.Module,
+    optimizer: Any,
+    loaders: tuple[Any, Any],
+    accelerator: Accelerator,
+    guide: Teacher | None,
+    phase: str,
+    tell: Tell,
+    progress: Progress | None,
+) -> Epoch:
+    """Train and judge one epoch."""
+    began = time.perf_counter()
+    train, checks = loaders
+    train_loss = _train_epoch(standing, model, optimizer, train, accelerator, guide, tell)
+    loss, accuracy = _evaluate(model, checks, accelerator, f"{phase}: validation", progress)
+    epoch, rate = len(standing.history) + 1, float(optimizer.param_groups[0]["lr"])
+    if not math.isfinite(loss):
+        raise _NotANumber(
+            f"the loss on validation is {loss} after epoch {epoch} "
+            f"(step {standing.steps}, learning rate {rate:g})"
+        )
+    seconds = time.perf_counter() - began
+    return Epoch(phase, epoch, rate, train_loss, loss, accuracy, seconds)
+
+
 def _train_epoch(
+    standing: Standing,
     model: nn.Module,
     optimizer: Any,
     loader: Any,
     accelerator: Accelerator,
-    settings: TrainSettings,
-    history: Sequence[Epoch],
-    phase: str,
-    progress: Progress | None,
+    guide: Teacher | None,
+    tell: Tell,
 ) -> float:
     """Train one epoch and return the mean loss of its samples."""
+    settings, history = standing.settings, standing.history
     losses = [entry.val_loss for entry in history]
-    epoch, steps = len(history) + 1, len(loader)
-    what = f"{phase}: epoch {epoch}/{settings.epochs}"
-    if history:
-        last = history[-1]
-        what += f" (so far loss {last.train_loss:.3f}, accuracy {last.val_accuracy:.1%})"
+    epoch, length = len(history) + 1, len(loader)
+    before = f", accuracy {history[-1].val_accuracy:.1%}" if history else ""
     total, count = 0.0, 0
     model.train()
-    for step, (inputs, labels) in enumerate(track(loader, what, progress)):
-        if len(labels) == 1 and steps > 1:
-            continue
-        rate = learning_rate(settings, epoch - 1 + step / steps, losses)
+    for first, window in _windows(loader, settings.accumulate):
+        rate = learning_rate(settings, epoch - 1 + first / length, losses)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = nn.functional.cross_entropy(
-            _logits(model(inputs)), labels, label_smoothing=settings.label_smoothing
-        )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise _NotANumber(
-                f"the loss is {value} at step {step + 1} of epoch {epoch} (learning rate {rate:g})"
-            )
         optimizer.zero_grad()
-        accelerator.backward(loss)
+        samples = sum(len(labels) for _, labels in window)
+        for place, (inputs, labels) in enumerate(window):
+            last = place == len(window) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                taught = guide.logits(inputs) if guide else None
+                loss = training_loss(logits_of(model(inputs)), labels, settings, taught)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise _NotANumber(
+                        f"the loss is {value} at step {first + place + 1} of epoch {epoch} "
+                        f"(learning rate {rate:g})"
+                    )
+                # The mean over all samples of the window, also where its batches differ in size.
+                accelerator.backward(loss * (len(labels) / samples))
+            total, count = total + value * len(labels), count + len(labels)
+        standing.frozen.before_step()
+        if settings.clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
-        total, count = total + value * len(labels), count + len(labels)
+        standing.step_done()
+        tell(f"epoch {epoch}/{settings.epochs}, loss {total / count:.3f}{before}", len(window))
     return total / max(count, 1)
+
+
+def _windows(loader: Any, size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the place of the first batch and the batches of each optimiser step."""
+    lone = len(loader) > 1
+    window: list[Any] = []
+    first = 0
+    for place, batch in enumerate(loader):
+        if place % size == 0:
+            first = place
+        if not (lone and len(batch[1]) == 1):
+            window.append(batch)
+        if window and (place % size == size - 1 or place == len(loader) - 1):
+            yield first, window
+            window = []
 
 
 @torch.no_grad()
@@ -285,7 +313,7 @@ def _evaluate(
     model.eval()
     total, hits, count = 0.0, 0, 0
     for inputs, labels in track(loader, what, progress):
-        logits = _logits(model(inputs)).float()
+        logits = logits_of(model(inputs)).float()
         logits, labels = accelerator.gather_for_metrics((logits, labels))
         total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
         hits += int((logits.argmax(1) == labels).sum())
@@ -295,26 +323,30 @@ def _evaluate(
     return total / count, hits / count
 
 
-def _logits(output: Any) -> Tensor:
-    """Return the logits of a model's output: a tensor, a record with ``logits``, or a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    found = output.logits if hasattr(output, "logits") else output[0]
-    assert isinstance(found, Tensor)
-    return found
+def _figures(entry: Epoch) -> Mapping[str, float]:
+    return {
+        "loss/train": entry.train_loss,
+        "loss/validation": entry.val_loss,
+        "accuracy/validation": entry.val_accuracy,
+        "learning rate": entry.lr,
+    }
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("model must have a parameter that requires grad, but got none")
-    decay = settings.weight_decay
+    lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=decay
+            parameters,
+            lr=lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=decay,
         )
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=settings.lr, weight_decay=decay)
+    return kind(parameters, lr=lr, weight_decay=decay)
 
 
 @contextmanager
@@ -330,25 +362,3 @@ def _seeded(loader: Any, seed: int, epoch: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(drawn)
         yield
-
-
-def _best(history: Sequence[Epoch]) -> int:
-    return max(history, key=lambda entry: (entry.val_accuracy, -entry.val_loss)).epoch
-
-
-def _flat(history: Sequence[Epoch]) -> int:
-    """Return how many epochs have passed since the lowest validation loss."""
-    if not history:
-        return 0
-    return len(history) - min(history, key=lambda entry: entry.val_loss).epoch
-
-
-def _plateaus(losses: Sequence[float], wait: int) -> int:
-    """Return how often ``wait`` epochs in a row brought no lower loss."""
-    lowest, flat, drops = math.inf, 0, 0
-    for loss in losses:
-        flat = 0 if loss < lowest else flat + 1
-        lowest = min(lowest, loss)
-        if flat == wait:
-            flat, drops = 0, drops + 1
-    return drops

@@ -1,9 +1,10 @@
 """What training needs to go on after a stop: one checkpoint per epoch, no pickle.
 
 Each epoch leaves ``epoch-0003.safetensors`` (weights), ``epoch-0003.optimizer.safetensors``
-(the optimiser's tensors) and ``epoch-0003.json`` (numbers, and the checksum of both). The
-JSON is written last, by rename, so a checkpoint without it was never finished. Kept are the
-last two epochs and the best one; a damaged newest checkpoint therefore has one before it.
+(the optimiser's tensors), where masks change while training ``epoch-0003.masks.safetensors``,
+and ``epoch-0003.json`` (numbers, and the checksums of the others). The JSON is written last, by
+rename, so a checkpoint without it was never finished. Kept are the last two epochs and the best
+one; a damaged newest checkpoint therefore has one before it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.errors import CheckpointError, InputError
 from secateur.results import Epoch
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class TrainState:
     """Where training stands after the last epoch of ``history``.
 
     ``weights`` and ``best_weights`` are CPU copies of the state dict after the last and the
-    best epoch; ``optimizer`` is the optimiser's own state dict.
+    best epoch; ``optimizer`` is the optimiser's own state dict, ``scaler`` that of the gradient
+    scaler of fp16. ``steps`` counts optimiser steps; ``masks`` are those in force, where they
+    change while training, and ``settled`` is the first epoch after their last change (0: none yet).
     """
 
     history: tuple[Epoch, ...]
@@ -39,6 +44,10 @@ class TrainState:
     weights: dict[str, Tensor]
     best_weights: dict[str, Tensor]
     optimizer: dict[str, Any]
+    steps: int = 0
+    settled: int = 0
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -65,6 +74,32 @@ def prepare_folder(folder: Path) -> None:
         raise InputError(f"folder must be writable, but got {folder}: {error}") from error
 
 
+def check_space(folder: Path, model: nn.Module, moments: int) -> None:
+    """Refuse a disk that the checkpoints of a training would fill.
+
+    There are three at most at one time, the one that is being written included, and two best
+    epochs. What the folder holds already counts as space.
+
+    Args:
+        folder: an existing folder for checkpoints.
+        model: what is trained.
+        moments: tensors that the optimiser keeps for each parameter.
+
+    Raises:
+        InputError: names the bytes needed and the bytes there are.
+    """
+    weights = sum(v.nbytes for v in model.state_dict().values() if isinstance(v, Tensor))
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    needed = 3 * (weights + moments * trained) + 2 * weights
+    held = sum(path.stat().st_size for path in folder.glob("epoch-*"))
+    free = shutil.disk_usage(folder).free
+    if needed > free + held:
+        raise InputError(
+            f"folder must have {needed / 1e6:.1f} MB free for checkpoints, "
+            f"but {folder} has {(free + held) / 1e6:.1f} MB"
+        )
+
+
 def has_checkpoint(folder: Path) -> bool:
     """Tell whether ``folder`` holds any finished checkpoint."""
     return bool(_epochs(folder))
@@ -81,6 +116,8 @@ def write_state(folder: Path, state: TrainState, asked: Mapping[str, Any]) -> No
     epoch = state.history[-1].epoch
     tensors, numbers = _split_optimizer(state.optimizer)
     parts = {_weights(epoch): state.weights, _optimizer(epoch): tensors}
+    if state.masks:
+        parts[_masks(epoch)] = state.masks
     checksums = {name: _save_tensors(folder / name, content) for name, content in parts.items()}
     best_file = folder / _weights(state.best)
     document = {
@@ -89,6 +126,9 @@ def write_state(folder: Path, state: TrainState, asked: Mapping[str, Any]) -> No
         "history": [dataclasses.asdict(entry) for entry in state.history],
         "asked": dict(asked),
         "optimizer": numbers,
+        "steps": state.steps,
+        "settled": state.settled,
+        "scaler": state.scaler,
         "files": {**checksums, _weights(state.best): _checksum(best_file)},
     }
     _replace(folder / _numbers(epoch), (json.dumps(document, indent=1) + "\n").encode())
@@ -128,6 +168,10 @@ def _optimizer(epoch: int) -> str:
     return f"epoch-{epoch:04d}.optimizer.safetensors"
 
 
+def _masks(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.masks.safetensors"
+
+
 def _numbers(epoch: int) -> str:
     return f"epoch-{epoch:04d}.json"
 
@@ -139,7 +183,11 @@ def _epochs(folder: Path) -> list[int]:
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     partial = path.with_name(path.name + ".partial")
-    save_file(dict(tensors), partial)
+    try:
+        save_file(dict(tensors), partial)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} could not be written: {error}") from error
     checksum = _checksum(partial)
     partial.replace(path)
     return checksum
@@ -193,12 +241,17 @@ def _same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, An
 def _build(folder: Path, epoch: int, document: Mapping[str, Any]) -> TrainState:
     best = int(document["best"])
     tensors = load_file(folder / _optimizer(epoch))
+    masks = folder / _masks(epoch)
     return TrainState(
         history=tuple(Epoch(**entry) for entry in document["history"]),
         best=best,
         weights=load_file(folder / _weights(epoch)),
         best_weights=load_file(folder / _weights(best)),
         optimizer=_join_optimizer(tensors, document["optimizer"]),
+        steps=int(document["steps"]),
+        settled=int(document["settled"]),
+        masks=load_file(masks) if masks.is_file() else {},
+        scaler=document["scaler"],
     )
 
 

@@ -1,0 +1,111 @@
+"""Where and how precisely a training computes, and who is told of it: accelerate's part."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
+from torch import Tensor, nn
+
+from secateur.errors import InputError, unknown_name
+from secateur.training.losses import logits_of
+
+
+def accelerator_for(precision: str, trackers: Sequence[Any], logs: Path | None) -> Accelerator:
+    """Make accelerate's helper, once for each training.
+
+    Args:
+        precision: "no", "fp16" or "bf16".
+        trackers: names that accelerate knows ("tensorboard"), or its tracker objects.
+        logs: the folder for trackers that write files.
+
+    Raises:
+        InputError: the device lacks the precision, or a tracker cannot be had.
+    """
+    for tracker in trackers:
+        _check_tracker(tracker, logs)
+    state = AcceleratorState._shared_state
+    if state and state.get("_mixed_precision") != precision:
+        # Else accelerate refuses a second training of another precision in the same process.
+        AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision, log_with=list(trackers) or None, project_dir=logs
+        )
+    except ValueError as error:
+        raise InputError(
+            f"mixed_precision must be one that this device has, but got {precision!r}: {error}"
+        ) from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("mixed_precision 'fp16' needs a GPU, but this training runs on the CPU")
+    return accelerator
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, name: str, asked: Mapping[str, Any]) -> Iterator[None]:
+    """Open the trackers of a training and close them, whatever happens."""
+    plain = {k: v for k, v in asked.items() if isinstance(v, str | int | float | bool)}
+    accelerator.init_trackers(name, config=plain)
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+@contextmanager
+def at_home(model: nn.Module) -> Iterator[None]:
+    """Bring the model back to the device that it came from, if it was on one."""
+    devices = {parameter.device for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        if len(devices) == 1:
+            model.to(next(iter(devices)))
+
+
+class Teacher:
+    """A network that answers and learns nothing; as a context, it is put back as it was."""
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._model = model
+
+    def __enter__(self) -> Teacher:
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(at_home(self._model))
+        for module in self._model.modules():
+            self._stack.callback(setattr, module, "training", module.training)
+        self._model.eval().to(self._accelerator.device)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    @torch.no_grad()
+    def logits(self, inputs: Any) -> Tensor:
+        """Return the teacher's logits, in float32."""
+        with self._accelerator.autocast():
+            return logits_of(self._model(inputs)).float()
+
+
+def _check_tracker(tracker: Any, logs: Path | None) -> None:
+    if isinstance(tracker, GeneralTracker):
+        needs_folder = tracker.requires_logging_directory
+    else:
+        known = {kind.value for kind in LoggerType} - {"all"}
+        if str(tracker) not in known:
+            raise unknown_name("trackers", str(tracker), known)
+        if str(tracker) not in {LoggerType(kind).value for kind in get_available_trackers()}:
+            raise InputError(f"trackers name {tracker!r}, but its package is not installed")
+        needs_folder = str(tracker) == "tensorboard"
+    if needs_folder and logs is None:
+        raise InputError(f"tracker {getattr(tracker, 'name', tracker)!r} needs a folder for logs")
