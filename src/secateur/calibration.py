@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def passes(model: nn.Module, calibration: Batches) -> Iterator[Any]:
+def passes(model: nn.Module, calibration: Batches) -> Generator[Any, None, None]:
     """Yield the outputs of batch after batch, in eval mode and without gradients.
 
     Args:
@@ -140,12 +140,9 @@ def passes(model: nn.Module, calibration: Batches) -> Iterator[Any]:
         InputError: no batch.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    number = -1
     with untouched(model), torch.no_grad():
-        for number, batch in enumerate(calibration):
+        for _, batch in _numbered(calibration):
             yield run_model(model, _move(_pair(batch)[0], device))
-    if number < 0:
-        raise InputError("calibration must hold at least one batch, but it is empty")
 
 
 def losses(
@@ -154,7 +151,7 @@ def losses(
     loss: Loss = cross_entropy,
     *,
     each_sample: bool = False,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the loss of batch after batch, with the graph that it can be differentiated by.
 
     While the loop runs the model is in eval mode and every floating-point parameter
@@ -171,9 +168,8 @@ def losses(
         InputError: no batch, or a loss that is not finite.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    number = -1
     with untouched(model, gradients=True), torch.enable_grad():
-        for number, batch in enumerate(calibration):
+        for number, batch in _numbered(calibration):
             for inputs, labels in _samples(batch, number) if each_sample else [_pair(batch)]:
                 value = loss(run_model(model, _move(inputs, device)), _move(labels, device))
                 _check_loss(value)
@@ -183,8 +179,6 @@ def losses(
                         f"but is {value.item()}"
                     )
                 yield value
-    if number < 0:
-        raise InputError("calibration must hold at least one batch, but it is empty")
 
 
 def gradients(
@@ -193,7 +187,7 @@ def gradients(
     loss: Loss = cross_entropy,
     *,
     each_sample: bool = False,
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield, batch by batch, the gradient of the mean loss by parameter name.
 
     Args:
@@ -210,6 +204,14 @@ def gradients(
             model.zero_grad(set_to_none=True)
             value.backward()
             yield {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _numbered(calibration: Batches) -> Iterator[tuple[int, Any]]:
+    number = -1
+    for number, batch in enumerate(calibration):
+        yield number, batch
+    if number < 0:
+        raise InputError("calibration must hold at least one batch, but it is empty")
 
 
 def _check_loss(value: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,22 @@ AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "first": lambda values: values[0],
 }
 NORMALISATIONS = ("none", "mean", "max", "l2", "rank")
+
+
+def fold(values: Iterable[Tensor], aggregation: str) -> Tensor:
+    """Aggregate one tensor a slot, all of one shape, with one of them in memory at a time."""
+    total, count = torch.zeros(0), 0
+    for value in values:
+        count += 1
+        if count == 1:
+            total = value
+        elif aggregation == "max":
+            total = torch.maximum(total, value)
+        else:
+            total = total + value
+        if aggregation == "first":
+            break
+    return total / count if aggregation == "mean" else total
 
 
 def check_aggregation(name: str) -> None:
@@ -59,6 +76,41 @@ def normalise(values: Tensor, how: str) -> Tensor:
     return values / scale if scale > 0 else values
 
 
+class Place(NamedTuple):
+    """A slot in a parameter: ``units`` [size of ``dim``] tells the unit of each position."""
+
+    parameter: str
+    dim: int
+    units: Tensor
+
+
+def places(
+    graph: Graph, *, weights_only: bool = False, among: Container[str] | None = None
+) -> dict[str, list[Place]]:
+    """Return the slots of every group that lie in parameters; groups without any are left out.
+
+    Args:
+        graph: the groups.
+        weights_only: tensors of one dimension do not count where there are others.
+        among: names of the parameters that count; None for all.
+    """
+    ranks = {name: p.dim() for name, p in graph.model.named_parameters()}
+    found = {}
+    for group in graph.groups:
+        slots = [
+            slot
+            for slot in group.slots
+            if slot.name in ranks and (among is None or slot.name in among)
+        ]
+        matrices = [slot for slot in slots if ranks[slot.name] > 1]
+        if slots:
+            found[group.name] = [
+                Place(slot.name, slot.dim, torch.from_numpy(slot.units))
+                for slot in (matrices if weights_only and matrices else slots)
+            ]
+    return found
+
+
 class SlotSums:
     """Sums an element-wise statistic of every parameter over the units of every group.
 
@@ -68,28 +120,23 @@ class SlotSums:
     """
 
     def __init__(
-        self, graph: Graph, *, weights_only: bool = False, aggregation: str = "sum"
+        self,
+        graph: Graph,
+        *,
+        weights_only: bool = False,
+        among: Container[str] | None = None,
+        aggregation: str = "sum",
     ) -> None:
-        ranks = {name: p.dim() for name, p in graph.model.named_parameters()}
         self._aggregate = AGGREGATIONS[aggregation]
-        self._slots = {}
-        for group in graph.groups:
-            slots = [slot for slot in group.slots if slot.name in ranks]
-            matrices = [slot for slot in slots if ranks[slot.name] > 1]
-            self._slots[group.name] = (
-                group.size,
-                [
-                    (slot.name, slot.dim, torch.from_numpy(slot.units))
-                    for slot in (matrices if weights_only and matrices else slots)
-                ],
-            )
+        self._slots = places(graph, weights_only=weights_only, among=among)
+        self._sizes = {group.name: group.size for group in graph.groups}
 
     def __call__(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum ``values`` (by parameter name, shaped like it); names left out count as zero."""
         along: dict[tuple[str, int], Tensor] = {}
         totals: dict[str, Tensor] = {}
-        for name, (size, slots) in self._slots.items():
-            rows = torch.zeros(len(slots), size, dtype=torch.float64)
+        for name, slots in self._slots.items():
+            rows = torch.zeros(len(slots), self._sizes[name], dtype=torch.float64)
             for row, (parameter, dim, units) in zip(rows, slots, strict=True):
                 if parameter not in values:
                     continue
@@ -104,5 +151,6 @@ class SlotSums:
 def _sum_to(value: Tensor, dim: int) -> Tensor:
     """Sum over every dimension but ``dim``; in float64 on the CPU."""
     others = [d for d in range(value.dim()) if d != dim]
-    small = value.sum(dim=others) if others else value
+    wide = torch.promote_types(value.dtype, torch.float32)
+    small = value.sum(dim=others, dtype=wide) if others else value
     return small.detach().to("cpu", torch.float64)

@@ -6,22 +6,23 @@ their sums over a unit. With w a weight and g the gradient of the loss L:
     l1        |w|
     l2        w^2
     lamp      w^2 over the sum of all v^2 >= w^2 in the same tensor (Lee et al. 2021,
-              "Layer-adaptive sparsity for the magnitude-based pruning", equation 3)
+              "Layer-adaptive sparsity for the magnitude-based pruning", the LAMP score)
     random    uniform in [0, 1)
     taylor    (w g)^2, mean over batches (Molchanov et al. 2019, "Importance estimation
               for neural network pruning", equation 8)
     fisher    (w g)^2 / 2, mean over samples (Theis et al. 2018, "Faster gaze prediction
-              with dense networks and Fisher pruning", equation 6)
+              with dense networks and Fisher pruning", the pruning signal of a parameter)
     snip      |w g|, g the mean over batches (Lee et al. 2019, "SNIP: single-shot network
-              pruning based on connection sensitivity", equation 5, without its constant)
+              pruning based on connection sensitivity", without its constant divisor)
     grasp     w (H g), H and g means over batches (Wang et al. 2020, "Picking winning
-              tickets before training by preserving gradient flow", equation 8; there the
-              sign is the other one, as the highest go)
-    hessian   w^2 (diagonal of H) / 2 (LeCun et al. 1989, "Optimal brain damage", equation
-              5), the diagonal estimated as the mean of z (H z) over draws of random signs z
+              tickets before training by preserving gradient flow"; there the sign is the
+              other one, as the highest go)
+    hessian   w^2 (diagonal of H) / 2 (LeCun et al. 1989, "Optimal brain damage", the
+              saliency), the diagonal estimated as the mean of z (H z) over draws of random
+              signs z (Hutchinson's estimate)
     synflow   w dR/dw (Tanaka et al. 2020, "Pruning neural networks without any data by
-              iteratively conserving synaptic flow", equation 2), R the sum of the outputs
-              of the network with absolute weights on an input of ones
+              iteratively conserving synaptic flow"), R the sum of the outputs of the
+              network with absolute weights on an input of ones
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ from secateur.calibration import (
     cross_entropy,
     gradients,
     logits_of,
-    losses,
     seeded,
     untouched,
     watched,
 )
 from secateur.criteria.base import Context, Criterion
+from secateur.criteria.curvature import hessian_products, wide_weights, zeros
 from secateur.errors import InputError
 from secateur.graph.copies import copy_model, map_tensors
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import run_model
 from secateur.registry import Registry
 
 Elements = dict[str, Tensor]
@@ -122,13 +123,13 @@ def element_scores(
 @_elementwise("l1")
 def absolute(model: nn.Module, context: Context) -> Elements:
     """|w|."""
-    return {name: p.abs() for name, p in _weights(model)}
+    return {name: p.abs() for name, p in wide_weights(model)}
 
 
 @_elementwise("l2")
 def squared(model: nn.Module, context: Context) -> Elements:
     """w^2: the order of |w|, on the scale of sums of squares."""
-    return {name: p.square() for name, p in _weights(model)}
+    return {name: p.square() for name, p in wide_weights(model)}
 
 
 @_elementwise("lamp")
@@ -136,7 +137,7 @@ def lamp(model: nn.Module, context: Context) -> Elements:
     """w^2 over the sum of those in the same tensor that are not smaller."""
     return {
         name: over_those_not_smaller(p.double().square().reshape(-1)).reshape(p.shape)
-        for name, p in _weights(model)
+        for name, p in wide_weights(model)
     }
 
 
@@ -159,7 +160,7 @@ def uniform(model: nn.Module, context: Context) -> Elements:
     draw = torch.Generator().manual_seed(context.seed)
     return {
         name: torch.rand(p.shape, generator=draw, dtype=p.dtype).to(p.device)
-        for name, p in _weights(model)
+        for name, p in wide_weights(model)
     }
 
 
@@ -177,8 +178,8 @@ def fisher(model: nn.Module, context: Context) -> Elements:
 
 
 def _mean_square(model: nn.Module, context: Context, *, each_sample: bool) -> Elements:
-    weights = dict(_weights(model))
-    total = _zeros(model)
+    weights = dict(wide_weights(model))
+    total = zeros(model)
     passes = gradients(model, _batches(context), context.loss, each_sample=each_sample)
     number = 0
     with closing(passes):
@@ -194,11 +195,11 @@ def _mean_square(model: nn.Module, context: Context, *, each_sample: bool) -> El
 def snip(model: nn.Module, context: Context) -> Elements:
     """|w g|, g the mean over batches."""
     grad = _mean_gradient(model, context)
-    return {name: (p * grad[name]).abs() for name, p in _weights(model)}
+    return {name: (p * grad[name]).abs() for name, p in wide_weights(model)}
 
 
 def _mean_gradient(model: nn.Module, context: Context) -> Elements:
-    total = _zeros(model)
+    total = zeros(model)
     passes = gradients(model, _batches(context), context.loss)
     number = 0
     with closing(passes):
@@ -214,8 +215,10 @@ def grasp(model: nn.Module, context: Context) -> Elements:
     """W (H g): how much removing w lowers the gradient's squared norm, to first order."""
     check_repeatable(_batches(context), "criterion 'grasp'")
     direction = _mean_gradient(model, context)
-    products = _hessian_products(model, context, lambda: iter([direction]), lambda _, hv: hv)
-    return {name: p * products[name] for name, p in _weights(model)}
+    products = hessian_products(
+        model, _batches(context), context.loss, lambda: iter([direction]), lambda _, hv: hv
+    )
+    return {name: p * products[name] for name, p in wide_weights(model)}
 
 
 @_elementwise("hessian", needs_calibration=True)
@@ -231,46 +234,11 @@ def hessian(model: nn.Module, context: Context, *, draws: int = 8) -> Elements:
         for _ in range(draws):
             yield {
                 name: (torch.randint(0, 2, p.shape, generator=draw) * 2 - 1).to(p.device, p.dtype)
-                for name, p in _weights(model)
+                for name, p in wide_weights(model)
             }
 
-    products = _hessian_products(model, context, signs, lambda z, hz: z * hz)
-    return {name: p.square() * products[name] / (2 * draws) for name, p in _weights(model)}
-
-
-def _hessian_products(
-    model: nn.Module,
-    context: Context,
-    vectors: Callable[[], Iterator[Elements]],
-    combine: Callable[[Tensor, Tensor], Tensor],
-) -> Elements:
-    """Sum ``combine(v, H v)`` over the vectors; the mean of that over batches."""
-    names = [name for name, _ in _weights(model)]
-    total = _zeros(model)
-    passes = losses(model, _batches(context), context.loss)
-    number = 0
-    # Fused attention has no second derivative.
-    with plain_attention(), closing(passes):
-        for value in passes:
-            number += 1
-            held = dict(model.named_parameters())
-            tensors = [held[name] for name in names]
-            grads = torch.autograd.grad(value, tensors, create_graph=True, allow_unused=True)
-            for vector in vectors():
-                terms = [
-                    (grad * vector[name]).sum()
-                    for name, grad in zip(names, grads, strict=True)
-                    if grad is not None and grad.requires_grad
-                ]
-                if not terms:
-                    continue
-                products = torch.autograd.grad(
-                    torch.stack(terms).sum(), tensors, retain_graph=True, allow_unused=True
-                )
-                for name, product in zip(names, products, strict=True):
-                    if product is not None:
-                        total[name] += combine(vector[name], product)
-    return {name: value / number for name, value in total.items()}
+    products = hessian_products(model, _batches(context), context.loss, signs, lambda z, hz: z * hz)
+    return {name: p.square() * products[name] / (2 * draws) for name, p in wide_weights(model)}
 
 
 @_elementwise("synflow")
@@ -309,21 +277,10 @@ def synflow(model: nn.Module, context: Context) -> Elements:
         logits_of(outputs).sum().backward()
     held = dict(twin.named_parameters())
     found = {}
-    for name, _ in _weights(model):
+    for name, _ in wide_weights(model):
         weight, grad = held[name].detach(), held[name].grad
         found[name] = torch.zeros_like(weight) if grad is None else weight * grad
     return found
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every floating-point parameter, float32 or wider."""
-    for name, p in model.named_parameters():
-        if p.is_floating_point():
-            yield name, p.detach().to(torch.promote_types(p.dtype, torch.float32))
-
-
-def _zeros(model: nn.Module) -> Elements:
-    return {name: torch.zeros_like(p) for name, p in _weights(model)}
 
 
 def _batches(context: Context) -> Batches:
