@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.plan import Plan
     from secateur.pruning import Pruned, prune
     from secateur.verification import Check, verify
+    from secateur.weight_masks import Sparse, apply_masks, find_masks, sparsify
 
 __all__ = [
     "Check",
@@ -25,13 +26,17 @@ __all__ = [
     "Plan",
     "Pruned",
     "SecateurError",
+    "Sparse",
     "allocate",
+    "apply_masks",
     "cut",
+    "find_masks",
     "load",
     "mask",
     "prune",
     "save",
     "score",
+    "sparsify",
     "trace",
     "verify",
 ]
@@ -49,10 +54,14 @@ _HOMES = {
     "Plan": "plan",
     "Pruned": "pruning",
     "SecateurError": "errors",
+    "Sparse": "weight_masks",
+    "apply_masks": "weight_masks",
+    "find_masks": "weight_masks",
     "load": "checkpoint",
     "prune": "pruning",
     "save": "checkpoint",
     "score": "criteria",
+    "sparsify": "weight_masks",
     "trace": "graph",
 }
 

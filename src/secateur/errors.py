@@ -36,3 +36,12 @@ def unknown_name(what: str, name: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InputError(f"{what} must be one of {', '.join(known)}, but got {name!r}{hint}")
+
+
+def unmatched(what: str, pattern: str, known: Iterable[str]) -> InputError:
+    """Build the error for a pattern that matches nothing: it names the nearest."""
+    near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0) or ["none"]
+    return InputError(
+        f"{what} must match something, but {pattern!r} matches nothing; "
+        f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
+    )

@@ -7,12 +7,11 @@ of that name takes part in.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from secateur.errors import InputError
+from secateur.errors import InputError, unmatched
 from secateur.graph import Graph, Group
 
 Limit = float | int
@@ -20,8 +19,6 @@ Limit = float | int
 
 # A product such as 0.7 x 10 may fall just short of its whole number.
 SLACK = 1e-9
-
-_NEAREST = 3
 
 _WORDS: dict[str, Callable[[Group], Iterable[str]]] = {
     "group": lambda group: (group.name,),
@@ -112,24 +109,14 @@ def _most(size: int, limit: Limit) -> int:
 
 def _matching(graph: Graph, pattern: str, what: str, plain: Sequence[str]) -> list[str]:
     """Return the groups that a pattern means; without a prefix by the words of ``plain``."""
-    prefix, colon, rest = pattern.partition(":")
-    kinds = plain
-    if colon and prefix in _WORDS:
-        kinds, pattern_text = (prefix,), rest
-    else:
-        pattern_text = pattern
+    prefix, _, rest = pattern.partition(":")
+    kinds, text = ((prefix,), rest) if prefix in _WORDS else (tuple(plain), pattern)
     found = [
         group.name
         for group in graph.groups
-        if any(fnmatchcase(word, pattern_text) for kind in kinds for word in _WORDS[kind](group))
+        if any(fnmatchcase(word, text) for kind in kinds for word in _WORDS[kind](group))
     ]
     if not found:
-        known = sorted(
-            {word for group in graph.groups for kind in kinds for word in _WORDS[kind](group)}
-        )
-        near = difflib.get_close_matches(pattern_text, known, n=_NEAREST, cutoff=0) or ["none"]
-        raise InputError(
-            f"{what} must match what can be cut, but {pattern!r} matches nothing; "
-            f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
-        )
+        words = {word for group in graph.groups for kind in kinds for word in _WORDS[kind](group)}
+        raise unmatched(what, pattern, words)
     return found
