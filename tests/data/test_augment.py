@@ -54,6 +54,50 @@ def test_a_turn_moves_a_point_as_trigonometry_says() -> None:
         assert abs(y - (20 - 16 * np.sin(angle))) <= 1
 
 
+def test_top_and_bottom_are_mirrored_about_half_of_the_time() -> None:
+    images = torch.rand(64, 2, 5, 7)
+    augment = Augment(flip=False, shift=0, flip_vertical=True)
+    got = augmented(images, ROWS, augment, seed=2, epoch=1)
+    mirrored = [bool(torch.equal(got[row], images[row].flip(1))) for row in range(64)]
+    as_it_was = [bool(torch.equal(got[row], images[row])) for row in range(64)]
+    assert [a != b for a, b in zip(mirrored, as_it_was, strict=True)] == [True] * 64
+    assert 20 < sum(mirrored) < 44
+
+
+def test_a_crop_shows_a_part_of_the_image_enlarged() -> None:
+    # Brightness is the place itself, so each pixel of the crop tells where it came from.
+    height, width = 40, 60
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    images = torch.stack([x, y])[None].expand(64, 2, height, width)
+    augment = Augment(flip=False, shift=0, crop=0.5)
+    got = augmented(images, ROWS, augment, seed=0, epoch=0)
+    inner = got[:, :, 5:-5, 5:-5]  # at the very edge, half of a value comes from outside
+    step_x = (inner[:, 0, :, 1:] - inner[:, 0, :, :-1]).flatten(1)
+    step_y = (inner[:, 1, 1:] - inner[:, 1, :-1]).flatten(1)
+    shares = step_x.mean(1)
+    assert torch.allclose(step_x, shares[:, None].expand_as(step_x), atol=1e-3)
+    assert torch.allclose(step_y, shares[:, None].expand_as(step_y), atol=1e-3)
+    assert 0.5 <= shares.min() < 0.56
+    assert 0.94 < shares.max() <= 1
+    left, right = got[:, 0, 20, 1] - 1.5 * shares, got[:, 0, 20, -2] + 1.5 * shares
+    assert bool((left >= -0.01).all())
+    assert bool((right <= width + 0.01).all())
+    assert bool((left < 1).any())
+    assert bool((right > width - 1).any())
+
+
+def test_a_crop_is_cut_from_what_the_other_changes_left() -> None:
+    images = torch.rand(64, 1, 9, 9)
+    plain = transforms(ROWS, Augment(flip=False, shift=0, crop=0.6), (9, 9), seed=0, epoch=0)
+    both = transforms(ROWS, Augment(rotate=30, shift=0.3, crop=0.6), (9, 9), seed=0, epoch=0)
+    first = transforms(ROWS, Augment(rotate=30, shift=0.3), (9, 9), seed=0, epoch=0)
+    point = torch.tensor([0.3, -0.7, 1.0])
+    for row in range(len(images)):
+        inside = plain[row] @ point
+        expected = first[row] @ torch.tensor([*inside.tolist(), 1.0])
+        assert torch.allclose(both[row] @ point, expected, atol=1e-6)
+
+
 def test_no_augmentation_asked_changes_nothing() -> None:
     images = torch.rand(5, 3, 7, 9)
     augment = Augment(flip=False, shift=0, rotate=0)
@@ -85,7 +129,12 @@ def test_numbers_are_uniform() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [({"shift": 1.5}, "shift must be"), ({"rotate": -1}, "rotate must be")]
+    ("setting", "message"),
+    [
+        ({"shift": 1.5}, "shift must be"),
+        ({"rotate": -1}, "rotate must be"),
+        ({"crop": 0}, "crop must be"),
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):

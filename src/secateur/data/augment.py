@@ -1,9 +1,9 @@
-"""Random flips, shifts and turns that depend on nothing but (seed, epoch, row).
+"""Random flips, shifts, turns and crops that depend on nothing but (seed, epoch, row).
 
 Symbols: N images of C x H x W. A place p of the output, in coordinates from -1 to 1, takes its
-value from the place A p + b of the input; A [2, 2] turns and mirrors, b [2] shifts. Each random
-number is a hash of (seed, epoch, row, which draw), so no generator has a state that a resumed run
-would have to restore, and a batch is the same however the rows were grouped.
+value from the place A p + b of the input; A [2, 2] turns, mirrors and enlarges, b [2] shifts. Each
+random number is a hash of (seed, epoch, row, which draw), so no generator has a state that a
+resumed run would have to restore, and a batch is the same however the rows were grouped.
 """
 
 from __future__ import annotations
@@ -30,17 +30,24 @@ class Augment:
         flip: mirror left and right, half of the time.
         shift: largest shift as a share of each side; whole pixels, what comes in is black.
         rotate: largest turn to either side, in degrees.
+        flip_vertical: mirror top and bottom, half of the time.
+        crop: smallest share of each side that a crop shows; what is left of the image after the
+            other changes is cut out somewhere and enlarged to the full size. 1 crops nothing.
     """
 
     flip: bool = True
     shift: float = 0.125
     rotate: float = 0.0
+    flip_vertical: bool = False
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1:
             raise InputError(f"shift must be in [0, 1], but got {self.shift}")
         if not 0 <= self.rotate <= 180:
             raise InputError(f"rotate must be in [0, 180] degrees, but got {self.rotate}")
+        if not 0 < self.crop <= 1:
+            raise InputError(f"crop must be in (0, 1], but got {self.crop}")
 
 
 def augmented(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoch: int) -> Tensor:
@@ -48,8 +55,8 @@ def augmented(images: Tensor, rows: Tensor, augment: Augment, *, seed: int, epoc
     height, width = images.shape[-2:]
     affine = transforms(rows, augment, (height, width), seed=seed, epoch=epoch)
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
-    # Whole-pixel moves stay exact; only a turn needs values between pixels.
-    mode = "bilinear" if augment.rotate else "nearest"
+    # Whole-pixel moves stay exact; only turns and crops need values between pixels.
+    mode = "bilinear" if augment.rotate or augment.crop < 1 else "nearest"
     return functional.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
@@ -66,12 +73,27 @@ def transforms(
         most = math.floor(augment.shift * side)
         return torch.floor(draw(which) * (2 * most + 1)) - most
 
-    mirror = 1.0 - 2.0 * (draw(0) < 0.5) if augment.flip else torch.ones(len(rows))
+    def mirrored(which: int, asked: bool) -> Tensor:
+        return 1.0 - 2.0 * (draw(which) < 0.5) if asked else torch.ones(len(rows))
+
+    across_by, down_by = mirrored(0, augment.flip), mirrored(4, augment.flip_vertical)
     angle = (2 * draw(3) - 1) * math.radians(augment.rotate)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    across = torch.stack([cos * mirror, -sin * height / width, 2 * pixels(1, width) / width], 1)
-    down = torch.stack([sin * mirror * width / height, cos, 2 * pixels(2, height) / height], 1)
-    return torch.stack([across, down], 1).float()
+    turn = torch.stack(
+        [
+            torch.stack([cos * across_by, -sin * height / width * down_by], 1),
+            torch.stack([sin * across_by * width / height, cos * down_by], 1),
+        ],
+        1,
+    )
+    move = torch.stack([2 * pixels(1, width) / width, 2 * pixels(2, height) / height], 1)
+    if augment.crop < 1:
+        # The crop shows the places s p + c of the changed image, s its share of the side.
+        share = augment.crop + (1 - augment.crop) * draw(5)
+        centre = (1 - share)[:, None] * (2 * torch.stack([draw(6), draw(7)], 1) - 1)
+        move = move + (turn @ centre[:, :, None])[:, :, 0]
+        turn = turn * share[:, None, None]
+    return torch.cat([turn, move[:, :, None]], 2).float()
 
 
 def uniform(
