@@ -20,7 +20,7 @@ FLOORS = (
     {"graph"},
     {"calibration", "criteria"},
     set[str](),
-    {"data", "models", "training_state", "training", "finetune", "report"},
+    {"data", "models", "training_state", "training", "finetune", "rounds", "report"},
     {"study"},
     {"cli", "screen", "__main__"},
 )

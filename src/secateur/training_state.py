@@ -10,8 +10,6 @@ one; a damaged newest checkpoint therefore has one before it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from secateur.checked import read_checked, read_document, same_settings, write_checked
 from secateur.errors import CheckpointError, InputError
 from secateur.results import Epoch
 
@@ -118,8 +116,6 @@ def write_state(folder: Path, state: TrainState, asked: Mapping[str, Any]) -> No
     parts = {_weights(epoch): state.weights, _optimizer(epoch): tensors}
     if state.masks:
         parts[_masks(epoch)] = state.masks
-    checksums = {name: _save_tensors(folder / name, content) for name, content in parts.items()}
-    best_file = folder / _weights(state.best)
     document = {
         "format": FORMAT,
         "best": state.best,
@@ -129,9 +125,8 @@ def write_state(folder: Path, state: TrainState, asked: Mapping[str, Any]) -> No
         "steps": state.steps,
         "settled": state.settled,
         "scaler": state.scaler,
-        "files": {**checksums, _weights(state.best): _checksum(best_file)},
     }
-    _replace(folder / _numbers(epoch), (json.dumps(document, indent=1) + "\n").encode())
+    write_checked(folder / _numbers(epoch), document, parts, (_weights(state.best),))
     _drop_old(folder)
 
 
@@ -149,11 +144,11 @@ def read_state(folder: Path, asked: Mapping[str, Any]) -> tuple[TrainState | Non
     notes: list[str] = []
     for epoch in reversed(_epochs(folder)):
         try:
-            document = _read_whole(folder, epoch)
+            document = read_checked(folder / _numbers(epoch), FORMAT)
         except CheckpointError as error:
             notes.append(f"{error}; the checkpoint before it is used")
             continue
-        _same_settings(folder, document["asked"], asked)
+        same_settings(folder, document["asked"], asked)
         return _build(folder, epoch, document), tuple(notes)
     if notes:
         raise CheckpointError(f"every checkpoint in {folder} is damaged: {notes[0].split(';')[0]}")
@@ -179,63 +174,6 @@ def _numbers(epoch: int) -> str:
 def _epochs(folder: Path) -> list[int]:
     found = (re.fullmatch(r"epoch-(\d+)\.json", path.name) for path in folder.glob("epoch-*.json"))
     return sorted(int(match.group(1)) for match in found if match)
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(dict(tensors), partial)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} could not be written: {error}") from error
-    checksum = _checksum(partial)
-    partial.replace(path)
-    return checksum
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_json(folder: Path, epoch: int) -> dict[str, Any]:
-    path = folder / _numbers(epoch)
-    try:
-        document = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is cut short or not a checkpoint") from error
-    if document.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format must be {FORMAT}, but got {document.get('format')!r}"
-        )
-    return document
-
-
-def _read_whole(folder: Path, epoch: int) -> dict[str, Any]:
-    document = _read_json(folder, epoch)
-    for name, expected in document["files"].items():
-        part = folder / name
-        if not part.is_file() or _checksum(part) != expected:
-            raise CheckpointError(f"{part} is missing or cut short (its checksum differs)")
-    return document
-
-
-def _same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise InputError(
-                f"resume needs the settings that {folder} was begun with: "
-                f"{key} was {before.get(key)!r}, but got {now.get(key)!r}"
-            )
 
 
 def _build(folder: Path, epoch: int, document: Mapping[str, Any]) -> TrainState:
@@ -291,7 +229,7 @@ def _drop_old(folder: Path) -> None:
     keep: set[str] = set()
     for epoch in _epochs(folder)[-2:]:
         try:
-            document = _read_json(folder, epoch)
+            document = read_document(folder / _numbers(epoch), FORMAT)
         except CheckpointError:
             continue
         keep |= {_numbers(epoch), *document["files"]}
