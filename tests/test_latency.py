@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
-from secateur.latency import paired, summary
+from secateur.latency import Timing, paired, relative_time, summary
 
 
 class Clock:
@@ -127,3 +127,45 @@ def test_summary_has_the_median_and_quartiles() -> None:
 def test_bad_arguments_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         paired(**({"models": {"a": nn.Identity()}, "example": torch.zeros(1, 3)} | settings))
+
+
+def test_a_relative_time_is_the_median_of_neighbouring_turns() -> None:
+    """The machine is three times slower from the middle on: each pair still says one half."""
+    clock, diary = Clock(), []
+
+    class Slowing(Works):
+        def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+            factor = 3 if len(diary) > 20 else 1
+            self.clock.now += factor * self.costs[0]
+            diary.append(self.name)
+            return x
+
+    dense, pruned = Slowing(clock, diary, "d", [1.0]), Slowing(clock, diary, "p", [0.5])
+    timing = Timing(repeats=9, seconds=18.0)
+    assert relative_time(dense, pruned, torch.zeros(1, 3), timing, clock=clock) == 0.5
+    assert "".join(diary).startswith("ddd" + "ppp" + "d" + "pp" + "d" + "pp")
+
+
+def test_the_example_may_be_taken_as_it_is() -> None:
+    clock = Clock()
+    model = Works(clock, [], "a", [1.0])
+    scale, x = torch.tensor(2.0), torch.zeros(7, 3)
+    relative_time(model, model, (x, scale), Timing(batch=None, repeats=1), clock=clock)
+    assert {seen[0] for seen in model.seen} == {(7, 3)}
+    assert all(seen[2].ndim == 0 for seen in model.seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1, but got 0"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"seconds": 0}, "seconds must be above 0"),
+        ({"tolerance": 0}, "tolerance must satisfy 0 < tolerance < 1, but got 0"),
+        ({"tolerance": float("nan")}, "tolerance must satisfy"),
+    ],
+)
+def test_bad_timing_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Timing(**settings)
