@@ -1,8 +1,19 @@
 """Rules that judge: one score a unit, higher means keep."""
 
-from secateur.criteria import gradients, scaling, weights
+from secateur.criteria import activations, gradients, scaling, weights
 from secateur.criteria.base import CRITERIA, Context, Criterion, Scores, criterion, score
+from secateur.criteria.orders import delta, interleave, weighted
 
-__all__ = ["CRITERIA", "Context", "Criterion", "Scores", "criterion", "score"]
+__all__ = [
+    "CRITERIA",
+    "Context",
+    "Criterion",
+    "Scores",
+    "criterion",
+    "delta",
+    "interleave",
+    "score",
+    "weighted",
+]
 
-_FAMILIES = (gradients, scaling, weights)
+_FAMILIES = (activations, gradients, scaling, weights)
