@@ -1,0 +1,18 @@
+"""Prune and finetune in turns: in rounds, gradually, layer by layer; weights or structures."""
+
+from secateur.rounds.rewinding import keep_weights, read_weights
+from secateur.rounds.state import Round
+from secateur.rounds.structures import PrunedInRounds, structure_rounds
+from secateur.rounds.weights import MaskRule, gradual, next_masks, weight_rounds
+
+__all__ = [
+    "MaskRule",
+    "PrunedInRounds",
+    "Round",
+    "gradual",
+    "keep_weights",
+    "next_masks",
+    "read_weights",
+    "structure_rounds",
+    "weight_rounds",
+]
