@@ -87,6 +87,18 @@ def test_one_lucky_measurement_is_not_believed() -> None:
     assert abs(0.9 * (work(count) + 0.3) / 1.3 / 0.6 - 1) <= 0.2
 
 
+def test_a_range_that_noise_closed_is_opened_again() -> None:
+    """The first three answers are half of the truth: they put the end of the range too early."""
+    work = straight(400)
+    machine = Machine(work)
+
+    def time(count: int) -> float:
+        return machine(count) * (0.5 if len(set(machine.asked)) <= 3 else 1.0)
+
+    count = search(work, time, 400, 0.4, 0.05)
+    assert abs(work(count) / 0.4 - 1) <= 0.05
+
+
 def test_the_whole_time_removes_nothing_and_measures_nothing() -> None:
     machine = Machine(straight(10))
     assert search(straight(10), machine, 10, 1.0, 0.05) == 0

@@ -27,6 +27,7 @@ Measure = Callable[[nn.Module, nn.Module], float]
 """(dense, pruned) -> time of the pruned network / time of the dense one."""
 
 MOST_MEASUREMENTS = 24
+REOPENED = 2
 
 
 def meet_latency(
@@ -97,31 +98,35 @@ def search(
     """
     if share == 1:
         return 0
-    slow, fast = _Point(0, 1.0, 1.0), None
-    found: list[_Point] = []
-    halve = False
+    slows, fasts, found = [_Point(0, 1.0, 1.0)], list[_Point](), list[_Point]()
+    halve, reopened = False, 0
     for _ in track(range(MOST_MEASUREMENTS), f"Meeting latency {share:g}", progress):
-        end = top + 1 if fast is None else fast.count
-        if end - slow.count < 2:
-            break
+        if _end(fasts, top) - slows[-1].count < 2:
+            # Noise may have put an end of the range on the wrong side: back to those before.
+            if reopened == REOPENED or not fasts:
+                break
+            reopened, halve = reopened + 1, True
+            slows, fasts = slows[:1] + slows[1:-2], fasts[:-2]
+        slow, end = slows[-1], _end(fasts, top)
         count = (slow.count + end) // 2
         if not halve:
-            wanted = _wanted_work(slow, fast, share)
+            wanted = _wanted_work(slow, fasts[-1] if fasts else None, share)
             count = _first_below(work, wanted, slow.count + 1, end - 1)
         point = _Point(count, work(count), _measured(time, count, share, tolerance))
         found.append(point)
         if _error(point, share) <= tolerance / 2:
             return point.count
-        if point.time > share:
-            slow = point
-        else:
-            fast = point
-        now = top + 1 if fast is None else fast.count
-        halve = 2 * (now - slow.count) > end - slow.count
+        (slows if point.time > share else fasts).append(point)
+        halve = 2 * (_end(fasts, top) - slows[-1].count) > end - slow.count
     best = min(found, key=lambda point: _error(point, share), default=None)
     if best is not None and _error(best, share) <= tolerance:
         return best.count
     raise PlanError(_unmet(found, top, share, tolerance))
+
+
+def _end(fasts: Sequence[_Point], top: int) -> int:
+    """Return the least number of steps that is known to be too many."""
+    return fasts[-1].count if fasts else top + 1
 
 
 def _wanted_work(slow: _Point, fast: _Point | None, share: float) -> float:
