@@ -31,9 +31,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibration import Batches, check_repeatable, passes
-from secateur.criteria.base import Context, Scores, criterion
+from secateur.criteria.base import Context, Criterion, Scores, criterion
 from secateur.criteria.combine import AGGREGATIONS
 from secateur.criteria.contractions import CONVOLUTION, Weight, Weights, contracted, wide
+from secateur.criteria.elements import ELEMENTWISE
 from secateur.criteria.watching import (
     Operations,
     Place,
@@ -142,6 +143,9 @@ def wanda_elements(model: nn.Module, context: Context) -> dict[str, Tensor]:
         for _ in passes(model, _batches(context)):
             pass
     return meter.scores()
+
+
+ELEMENTWISE.register("wanda")(Criterion("wanda", wanda_elements, needs_calibration=True))
 
 
 class _Meter(Operations):
