@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from secateur.cutting import cut
     from secateur.errors import SecateurError
     from secateur.graph import Graph, Group, trace
+    from secateur.huggingface import Saved, save_pretrained
     from secateur.masking import mask
     from secateur.plan import Plan
     from secateur.pruning import Pruned, prune
@@ -25,6 +26,7 @@ __all__ = [
     "Group",
     "Plan",
     "Pruned",
+    "Saved",
     "SecateurError",
     "Sparse",
     "allocate",
@@ -35,6 +37,7 @@ __all__ = [
     "mask",
     "prune",
     "save",
+    "save_pretrained",
     "score",
     "sparsify",
     "trace",
@@ -53,6 +56,7 @@ _HOMES = {
     "Group": "graph",
     "Plan": "plan",
     "Pruned": "pruning",
+    "Saved": "huggingface",
     "SecateurError": "errors",
     "Sparse": "weight_masks",
     "apply_masks": "weight_masks",
@@ -60,6 +64,7 @@ _HOMES = {
     "load": "checkpoint",
     "prune": "pruning",
     "save": "checkpoint",
+    "save_pretrained": "huggingface",
     "score": "criteria",
     "sparsify": "weight_masks",
     "trace": "graph",

@@ -34,6 +34,7 @@ def save(
     *,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    note: str | None = None,
 ) -> Path:
     """Write a network into a folder.
 
@@ -43,6 +44,7 @@ def save(
         factory: "package.module:callable" that builds the dense network; needed
             only where a module holds what JSON cannot describe (a lambda, say).
         arguments: keyword arguments of ``factory``.
+        note: what a reader of the JSON should know, stored under "note".
 
     Returns:
         The folder.
@@ -56,6 +58,8 @@ def save(
         raise InputError(f"factory must be 'package.module:callable', but got {factory!r}")
     tensors, ties = _tensors(model)
     layout: dict[str, Any] = {"format": FORMAT, "ties": ties}
+    if note is not None:
+        layout["note"] = note
     if factory is None:
         layout["modules"] = describe(model, tensors)
     else:

@@ -6,7 +6,7 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -117,15 +117,16 @@ def _shorten(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Pl
 
 
 def set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
-    """Set integers in the model's attributes: "blocks.0.heads" or "norm.shape[0]"."""
+    """Set integers in the model's attributes: "blocks.0.heads", "norm.shape[0]", "config.width"."""
     for path, value in values.items():
         owner_path, _, leaf = path.rpartition(".")
         found = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", leaf)
         if found is None:
             raise PlanError(f"plan sets {path!r}, which is no attribute's path")
-        owner = model.get_submodule(owner_path)
+        owner = _owner(model, owner_path)
         name, index = found.group(1), found.group(2)
-        if not hasattr(owner, name):
+        # A config may gain a size that its class leaves to be derived.
+        if not hasattr(owner, name) and not hasattr(owner, "to_dict"):
             raise PlanError(f"plan sets {path!r}, which the model does not have")
         if index is None:
             setattr(owner, name, value)
@@ -133,6 +134,14 @@ def set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
             items = list(getattr(owner, name))
             items[int(index)] = value
             setattr(owner, name, type(getattr(owner, name))(items))
+
+
+def _owner(model: nn.Module, path: str) -> Any:
+    """Return the module, or the plain object that a module holds, at ``path``."""
+    owner: Any = model
+    for part in path.split(".") if path else ():
+        owner = getattr(owner, part, None)
+    return owner
 
 
 def declare_sizes(model: nn.Module) -> None:
