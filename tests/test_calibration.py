@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import differences, snapshot
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 import secateur
-from secateur.calibration import cross_entropy, gradients, untouched
+from secateur.calibration import check_repeatable, cross_entropy, gradients, untouched, watched
 from secateur.errors import InputError
 
 
@@ -165,3 +168,128 @@ def test_cross_entropy_finds_the_logits() -> None:
     wanted = -logits.log_softmax(1)[range(4), labels].mean()
     for outputs in (logits, Record(logits), (logits, "rest"), {"logits": logits}, [logits, logits]):
         torch.testing.assert_close(cross_entropy(outputs, labels), wanted)
+
+
+def test_buffers_that_a_pass_replaces_come_back_themselves(model: Net) -> None:
+    class Counting(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    model = Counting()
+    held = model.calls
+    list(gradients(model, [batch(), batch()]))
+    assert model.calls is held
+    assert held.item() == 0
+
+
+def test_every_sample_by_itself(model: Net) -> None:
+    x, labels = batch(3)
+    found = [g["b.bias"].clone() for g in gradients(model, [(x, labels)], each_sample=True)]
+    for n, grad in enumerate(found):
+        (alone,) = gradients(model, [(x[n : n + 1], labels[n : n + 1])])
+        assert torch.equal(grad, alone["b.bias"])
+    assert len(found) == 3
+
+
+def test_what_is_no_sample_is_not_taken_apart() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, scale: Tensor, rest: Tensor) -> Tensor:
+            return self.a(x) * scale * rest.sum()
+
+    x = torch.randn(3, 4)
+    given = (x, torch.tensor(2.0), torch.ones(7))
+    seen = []
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        seen.append((outputs.detach().clone(), labels))
+        return outputs.sum()
+
+    model = Scaled()
+    list(gradients(model, [(given, torch.arange(3))], loss, each_sample=True))
+    assert [labels.tolist() for _, labels in seen] == [[0], [1], [2]]
+    torch.testing.assert_close(torch.cat([y for y, _ in seen]), model(*given))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.zeros(2), r"batch 0 has shapes \[\(3, 4\), \(2,\)\]"),
+        (torch.tensor(1), r"batch 0 has shapes \[\(3, 4\), \(\)\]"),
+    ],
+)
+def test_samples_must_lie_along_the_first_dimension(model: Net, labels: Tensor, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        next(gradients(model, [(torch.randn(3, 4), labels)], each_sample=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda y, labels: y.sum(1), r"tensor of one number, but got shape \(5,\)"),
+        (lambda y, labels: 3.0, "tensor of one number, but got float"),
+        (lambda y, labels: y.detach().sum(), "must depend on the model's parameters"),
+    ],
+)
+def test_a_loss_that_cannot_be_differentiated_is_refused(model: Net, loss: Any, words: str) -> None:
+    before = snapshot(model)
+    graph = secateur.trace(model, batch()[0])
+    with pytest.raises(InputError, match=words):
+        secateur.score(graph, "taylor", calibration=[batch()], loss=loss)
+    assert differences(before, snapshot(model)) == []
+
+
+def test_an_iterator_is_read_once(model: Net) -> None:
+    once = watched(iter([batch()]), "", None)
+    assert len(list(once)) == 1
+    with pytest.raises(InputError, match="must be a list or a data loader, as it is read more"):
+        iter(once)
+    often = watched([batch()], "", None)
+    assert [len(list(often)) for _ in range(2)] == [1, 1]
+    check_repeatable(often, "me")
+    with pytest.raises(InputError, match="more than once by me, but got an iterator"):
+        check_repeatable(iter([batch()]), "me")
+
+
+def test_what_cannot_be_looped_over_is_refused(model: Net) -> None:
+    graph = secateur.trace(model, batch()[0])
+    with pytest.raises(InputError, match="calibration must be an iterable"):
+        secateur.score(graph, "taylor", calibration=3)
+
+
+def test_a_network_that_draws_is_judged_by_the_seed() -> None:
+    class Noisy(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    data = [batch()]
+    graph = secateur.trace(Noisy(), data[0][0])
+
+    def judge(seed: int) -> Tensor:
+        return secateur.score(graph, "taylor", calibration=data, seed=seed)["a"]
+
+    first = judge(0)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    assert torch.equal(first, judge(0))
+    assert not torch.equal(first, judge(1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_progress_counts_the_batches(model: Net) -> None:
+    counted = []
+
+    class Seen(Progress):
+        def advance(self, *args: Any) -> None:
+            counted.append(self.tasks[0].description)
+            super().advance(*args)
+
+    graph = secateur.trace(model, batch()[0])
+    with Seen(console=Console(file=io.StringIO())) as progress:
+        secateur.score(graph, "taylor", calibration=[batch(), batch()], progress=progress)
+        assert progress.tasks == []
+    assert counted == ["Scoring by taylor"] * 2

@@ -7,9 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import differences, snapshot
 from torch import Tensor, nn
 
 import secateur
+from secateur.criteria import combine
+from secateur.criteria.elements import element_scores
 from secateur.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
@@ -166,3 +169,86 @@ def test_it_needs_calibration(model: nn.Module, batches: list[Batch]) -> None:
     graph = secateur.trace(model, batches[0][0])
     with pytest.raises(InputError, match="'taylor' needs calibration batches, but got none"):
         secateur.score(graph, "taylor")
+
+
+def test_fisher_squares_the_change_of_every_sample(model: nn.Module, batches: list[Batch]) -> None:
+    wanted = {"a": [0.0] * 4, "b": [0.0] * 5}
+    parameters = dict(model.named_parameters())
+    model.eval()
+    samples = [(x[n], labels[n]) for x, labels in batches for n in range(len(x))]
+    for x, label in samples:
+        loss = -model(x[None]).log_softmax(1)[0, label]
+        grads = dict(
+            zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)
+        )
+        for group, totals in wanted.items():
+            for unit in range(len(totals)):
+                change = math.fsum(
+                    float((grads[name] * parameters[name].detach())[index].sum())
+                    for name, index in UNIT[group](unit)
+                )
+                totals[unit] += change**2 / (2 * len(samples))
+    graph = secateur.trace(model, batches[0][0])
+    found = secateur.score(graph, "fisher", calibration=batches)
+    for group, totals in wanted.items():
+        assert found[group].tolist() == pytest.approx(totals, rel=1e-9)
+
+
+def test_fisher_does_not_see_how_samples_are_batched(
+    model: nn.Module, batches: list[Batch]
+) -> None:
+    graph = secateur.trace(model, batches[0][0])
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    whole = secateur.score(graph, "fisher", calibration=[(inputs, labels)])
+    parts = secateur.score(graph, "fisher", calibration=batches)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "hessian", "synflow"])
+def test_others_are_sums_over_the_unit(model: nn.Module, batches: list[Batch], name: str) -> None:
+    """Of scores of single weights, which have their own oracles."""
+    graph = secateur.trace(model, batches[0][0])
+    single = element_scores(model, name, batches, example_inputs=batches[0][0], seed=3)
+    found = secateur.score(graph, name, calibration=batches, seed=3)
+    assert set(found) == {"a", "b"}
+    for group, values in found.items():
+        for unit, value in enumerate(values.tolist()):
+            wanted = math.fsum(
+                v
+                for parameter, index in UNIT[group](unit)
+                for v in single[parameter][index].reshape(-1).tolist()
+            )
+            assert value == pytest.approx(wanted, rel=1e-9, abs=1e-15)
+
+
+def test_more_draws_make_the_hessian_better(model: nn.Module, batches: list[Batch]) -> None:
+    graph = secateur.trace(model, batches[0][0])
+
+    def unit_scores(draws: int, seed: int) -> Tensor:
+        options = {"draws": draws}
+        return secateur.score(graph, "hessian", batches, seed=seed, options=options)["a"]
+
+    best = unit_scores(200, 99)
+    few = [float((unit_scores(1, seed) - best).norm()) for seed in range(8)]
+    many = [float((unit_scores(20, seed) - best).norm()) for seed in range(8)]
+    assert sum(many) < 0.6 * sum(few)
+
+
+def test_an_interrupt_between_batches_leaves_the_model(
+    model: nn.Module, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass is suspended then: nobody asks it for the next batch."""
+    graph = secateur.trace(model, batches[0][0])
+    model.train()
+    before = snapshot(model)
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(combine.SlotSums, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        secateur.score(graph, "taylor", calibration=batches)
+    assert differences(before, snapshot(model)) == []
+    assert torch.is_grad_enabled()
+    assert caught.type is KeyboardInterrupt

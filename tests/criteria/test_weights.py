@@ -139,6 +139,101 @@ def test_a_grouped_convolution_sums_over_all_positions_of_a_unit() -> None:
     assert first.numel() == 12
 
 
+STATISTICS: dict[str, Callable[[list[float]], float]] = {
+    "mean": lambda values: math.fsum(values) / len(values),
+    "mean_abs": lambda values: math.fsum(abs(v) for v in values) / len(values),
+    "max": max,
+    "max_abs": lambda values: max(abs(v) for v in values),
+    "min": min,
+    "min_abs": lambda values: min(abs(v) for v in values),
+}
+OVER_SLOTS: dict[str, Callable[[list[float]], float]] = {
+    "sum": math.fsum,
+    "mean": lambda values: math.fsum(values) / len(values),
+    "max": max,
+    "first": lambda values: values[0],
+}
+
+
+@pytest.mark.parametrize("aggregation", OVER_SLOTS)
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_statistics_are_taken_in_each_slot(
+    graph: secateur.Graph, statistic: str, aggregation: str
+) -> None:
+    scores = secateur.score(
+        graph, "weight_statistic", aggregation=aggregation, options={"statistic": statistic}
+    )
+    for group, values in scores.items():
+        for unit, found in enumerate(values.tolist()):
+            slots: dict[str, list[float]] = {}
+            for place in weights_of(group, unit):
+                slots.setdefault(place[0], []).extend(elements(graph.model, [place]))
+            each = [STATISTICS[statistic](slot) for slot in slots.values()]
+            assert found == pytest.approx(OVER_SLOTS[aggregation](each), rel=1e-12)
+
+
+def test_an_unknown_statistic_lists_the_choices(graph: secateur.Graph) -> None:
+    with pytest.raises(InputError, match=r"max_abs, mean, .*got 'median'"):
+        secateur.score(graph, "weight_statistic", options={"statistic": "median"})
+
+
+def test_distances_to_the_other_units_are_those_of_a_slow_loop(graph: secateur.Graph) -> None:
+    scores = secateur.score(graph, "fpgm")
+    for group, values in scores.items():
+        rows = [list(elements(graph.model, weights_of(group, u))) for u in range(len(values))]
+        wanted = [math.fsum(math.dist(row, other) for other in rows) for row in rows]
+        assert values.tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_distances_may_be_of_one_slot_alone(graph: secateur.Graph) -> None:
+    scores = secateur.score(graph, "fpgm", aggregation="first")
+    rows = [graph.model.a.weight[u].reshape(-1).tolist() for u in range(4)]
+    wanted = [math.fsum(math.dist(row, other) for other in rows) for row in rows]
+    assert scores["a"].tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_unit_between_the_others_goes_first() -> None:
+    """Not the smallest: the nearest to the geometric median."""
+    model = nn.Sequential(nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [5.0], [8.0]]))
+        model[1].weight.fill_(1)
+    graph = secateur.trace(model, torch.randn(1, 1, dtype=torch.float64))
+    assert secateur.score(graph, "fpgm")["0"].tolist() == [4 + 7, 4 + 3, 7 + 3]
+    assert secateur.score(graph, "l2")["0"].argmin() == 0
+
+
+def test_units_that_are_alike_are_at_no_distance() -> None:
+    model = nn.Sequential(nn.Linear(50, 4), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight[:1].clone().expand(4, 50))
+        model[1].weight.copy_(model[1].weight[:, :1].clone().expand(3, 4))
+    graph = secateur.trace(model, torch.randn(1, 50))
+    with pytest.raises(InputError, match="same score"):
+        secateur.score(graph, "fpgm")
+
+
+def test_lamp_is_the_share_of_what_is_not_smaller(graph: secateur.Graph) -> None:
+    scores = secateur.score(graph, "lamp")
+    for group, values in scores.items():
+        squares = [
+            math.fsum(v * v for v in elements(graph.model, weights_of(group, u)))
+            for u in range(len(values))
+        ]
+        wanted = [s / math.fsum(other for other in squares if other >= s) for s in squares]
+        assert values.tolist() == pytest.approx(wanted, rel=1e-12)
+        assert float(values.max()) == 1
+
+
+def test_lamp_gives_equal_units_the_same() -> None:
+    model = nn.Sequential(nn.Linear(1, 4, bias=False), nn.Linear(4, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[2.0], [-2.0], [0.0], [1.0]]))
+        model[1].weight.zero_()
+    graph = secateur.trace(model, torch.randn(1, 1, dtype=torch.float64))
+    assert secateur.score(graph, "lamp")["0"].tolist() == [1 / 2, 1 / 2, 0, 1 / 9]
+
+
 def test_an_unknown_criterion_lists_the_choices(graph: secateur.Graph) -> None:
     with pytest.raises(
         InputError, match=r"l1, l2.*random.*taylor.*got 'tailor'; did you mean 'taylor'"
