@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.graph.tracing import record
+from secateur.errors import PlanError
+from secateur.graph.copies import copy_model
 from secateur.planning import make_plan
+from secateur.verification import _error, _outputs
 
 LIMIT = 1e-10
 
@@ -66,15 +70,24 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def fingerprint(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells two tensors apart, bit by bit, without keeping a copy."""
+    about = (tuple(tensor.shape), tensor.dtype, tensor.device.type, tensor.requires_grad)
+    if tensor.is_meta or not tensor.numel():
+        return about
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return (*about, zlib.crc32(memoryview(raw.numpy())))
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """Record all that a pruning tool might disturb: values, modes, gradients, hooks, attributes."""
     record: dict[str, Any] = {
-        f"tensor {name}": tensor.detach().clone()
+        f"tensor {name}": fingerprint(tensor)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     }
     record |= {f"identity {name}": id(p) for name, p in model.named_parameters()}
     record |= {
-        f"gradient {name}": None if p.grad is None else p.grad.clone()
+        f"gradient {name}": None if p.grad is None else fingerprint(p.grad)
         for name, p in model.named_parameters()
     }
     for name, module in model.named_modules():
@@ -97,10 +110,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return the names under which two snapshots differ."""
     names = [name for name in before | after if (name in before) != (name in after)]
     for name in before.keys() & after.keys():
-        first, second = before[name], after[name]
-        both = isinstance(first, Tensor) and isinstance(second, Tensor)
-        same = torch.equal(first, second) if both else first == second
-        if not same:
+        if before[name] != after[name]:
             names.append(name)
     return sorted(names)
 
@@ -121,8 +131,8 @@ def train_once(model: nn.Module, inputs: Any) -> list[str]:
     return problems
 
 
-def reached(graph: Any) -> float:
-    """Return the share of parameter elements that lie on at least one group.
+def unreached(graph: Any) -> dict[str, float]:
+    """Return the share of parameter elements on no group, by the reason that pins them.
 
     An element is left out when no slot gives a unit to any of its coordinates.
     """
@@ -135,9 +145,22 @@ def reached(graph: Any) -> float:
         for slot in group.slots:
             if slot.name in free:
                 free[slot.name][slot.dim] &= np.asarray(slot.units) < 0
-    left = sum(math.prod(int(mask.sum()) for mask in masks) for masks in free.values())
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for pin in graph.pinned:
+        if pin.reason not in reasons[pin.name]:
+            reasons[pin.name].append(pin.reason)
     total = sum(tensor.numel() for tensor in parameters.values())
-    return 1 - left / total
+    shares: dict[str, float] = defaultdict(float)
+    for name, masks in free.items():
+        left = math.prod(int(mask.sum()) for mask in masks)
+        if left:
+            shares[" and ".join(reasons[name]) or "a single unit"] += left / total
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def reached(graph: Any) -> float:
+    """Return the share of parameter elements that lie on at least one group."""
+    return 1 - sum(unreached(graph).values())
 
 
 def masked_outputs(model: nn.Module, graph: Any, plan: Any, inputs: Any) -> list[Tensor]:
@@ -187,6 +210,91 @@ def input_channels(module: nn.Module, dim: int, positions: list[int]) -> list[in
     return []
 
 
+class Twins:
+    """Proofs of many plans of one float64 network, without copying what a plan leaves alone.
+
+    As ``secateur.verify``, but the cut network and the masked one share every tensor that
+    they do not change with the dense one, whose own outputs are computed once.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.dense = _outputs(model, inputs, torch.float64)
+
+    def problem(self, plan: secateur.Plan) -> str:
+        """Return what is wrong with the cut of ``plan``, nothing if it is exact."""
+        lengths = {length for length, _, _ in plan.lengths}
+        pruned = secateur.cut(self._twin(lengths), plan, inplace=True)
+        found = _outputs(pruned, self.inputs, torch.float64)
+        masked = secateur.mask(self._twin({name for name, _ in plan.consumers}), plan, inplace=True)
+        wanted = _outputs(masked, self.inputs, torch.float64)
+        error = _error(found, wanted)
+        if not error <= LIMIT:
+            return f"max_error {error:.1e}"
+        return "" if _error(self.dense, wanted) > LIMIT else "the output did not change"
+
+    def _twin(self, own: set[str]) -> nn.Module:
+        def replace(name: str, tensor: Tensor) -> Tensor:
+            return nn.Parameter(tensor.detach().clone(), False) if name in own else tensor
+
+        return copy_model(self.model, replace)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Groups cut one at a time: how many of ``groups`` were tried, how many of them were exact.
+
+    ``stay`` counts those of the exact ones that the model's own code does not let go alone,
+    and a plan says so.
+    """
+
+    groups: int
+    tried: int
+    exact: int
+    stay: int
+    problems: tuple[str, ...]
+
+
+def evenly(count: int) -> Iterator[int]:
+    """Yield 0 to ``count`` - 1 in an order of which every beginning is an even sample."""
+    return iter(sorted(range(count), key=lambda i: (i * 0.6180339887498949) % 1))
+
+
+def prove_alone(graph: Any, twins: Twins, budget: float, seed: int = 0) -> Alone:
+    """Cut a random half of each group by itself, for ``budget`` seconds of the processor."""
+    draw = np.random.default_rng(seed)
+    start = time.process_time()
+    tried = stay = 0
+    problems: list[str] = []
+    for index in evenly(len(graph.groups)):
+        if time.process_time() - start > budget:
+            break
+        group = graph.groups[index]
+        tried += 1
+        units = draw.permutation(group.size)[: group.size // 2].tolist()
+        try:
+            plan = make_plan(graph, {group.name: units})
+        except PlanError as error:
+            if "the model's code allows none of these units to go" in str(error):
+                stay += 1
+            else:
+                problems.append(f"alone, {group.name}: {error}")
+            continue
+        try:
+            found = twins.problem(plan)
+        except Exception as error:  # noqa: BLE001 - any failure of user code is a finding here
+            found = f"{type(error).__name__}: {first_line(error)}"
+        if found:
+            problems.append(f"alone, {group.name}: {found}")
+    return Alone(len(graph.groups), tried, tried - len(problems), stay, tuple(problems))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).splitlines() or [""])[0]
+
+
 @dataclass(frozen=True)
 class Proof:
     """What :func:`prove` found; ``problems`` is empty when everything held."""
@@ -195,11 +303,14 @@ class Proof:
     seconds: float
     groups: int
     reached: float
+    unreached: dict[str, float]
     params_dense: int
     params_pruned: int
     max_error: float
     changed: bool
     given_back: int
+    seeds: int
+    alone: Alone
     problems: tuple[str, ...]
 
 
@@ -211,21 +322,33 @@ def prove(
     sparsity: float = 0.5,
     batch: int = 2,
     larger: Callable[[int], Any] | None = None,
+    more_seeds: Sequence[int] = (),
+    budget: float = 0.0,
 ) -> Proof:
     """Cut a random half of every group and check the whole contract on one network.
 
     Later checks run although an earlier one failed, so that one run tells all.
-    ``larger`` makes inputs of another resolution or length that the dense
-    network takes.
+
+    Args:
+        model: in float64 and eval mode.
+        make_inputs: makes example inputs of a batch size.
+        folder: to save into.
+        seed: of the random choice of units.
+        sparsity: share of every group to cut.
+        batch: samples to trace with.
+        larger: makes inputs of another resolution or length that the dense network takes.
+        more_seeds: other random choices whose cuts are verified, too.
+        budget: seconds of the processor for every group alone; what it does not
+            suffice for stays out, evenly over the network.
     """
     inputs = make_inputs(batch)
     before = snapshot(model)
-    start = time.perf_counter()
+    start = time.process_time()
     graph = secateur.trace(model, inputs)
     scores = secateur.score(graph, "random", seed=seed)
     plan = secateur.allocate(graph, scores, sparsity=sparsity, scope="local")
     pruned = secateur.cut(model, plan)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     check = secateur.verify(model, pruned, plan, inputs)
     problems: list[str] = []
     if not check.ok or check.max_error > LIMIT:
@@ -237,16 +360,12 @@ def prove(
     for what, cost in (("plan", plan.pruned), ("cost", graph.cost(plan.removed))):
         if cost.params != count(pruned):
             problems.append(f"{what} says {cost.params} parameters, not {count(pruned)}")
-    problems += [
-        f"the dense model changed: {name}" for name in differences(before, snapshot(model))
-    ]
 
     def attempt(what: str, action: Callable[[], list[str]]) -> None:
         try:
             problems.extend(action())
         except Exception as error:  # noqa: BLE001 - any failure of user code is a finding here
-            text = (str(error).splitlines() or [""])[0]
-            problems.append(f"{what}: {type(error).__name__}: {text}")
+            problems.append(f"{what}: {type(error).__name__}: {first_line(error)}")
 
     def round_trip() -> list[str]:
         secateur.save(pruned, folder)
@@ -272,15 +391,37 @@ def prove(
         attempt("another size", lambda: exact_at_size(larger(batch)))
     attempt("train mode", lambda: train_once(pruned, make_inputs(batch + 1)))
     attempt("save and load", round_trip)
+
+    def exact_with(seed: int) -> list[str]:
+        scores = secateur.score(graph, "random", seed=seed)
+        other = secateur.allocate(graph, scores, sparsity=sparsity, scope="local")
+        found = twins.problem(other)
+        return [f"seed {seed}: {found}"] if found else []
+
+    alone = Alone(len(graph.groups), 0, 0, 0, ())
+    if more_seeds or budget:
+        twins = Twins(model, make_inputs(1))
+        for other in more_seeds:
+            attempt(f"seed {other}", lambda other=other: exact_with(other))
+        if budget:
+            alone = prove_alone(graph, twins, budget, seed)
+    problems += alone.problems
+    problems += [
+        f"the dense model changed: {name}" for name in differences(before, snapshot(model))
+    ]
+    left = unreached(graph)
     return Proof(
-        ops=len(record(model, inputs).nodes),
+        ops=graph.layout.ops,
         seconds=seconds,
         groups=len(graph.groups),
-        reached=reached(graph),
+        reached=1 - sum(left.values()),
+        unreached=left,
         params_dense=count(model),
         params_pruned=count(pruned),
         max_error=check.max_error,
         changed=check.changed,
         given_back=sum(plan.given_back.values()),
+        seeds=1 + len(more_seeds),
+        alone=alone,
         problems=tuple(problems),
     )

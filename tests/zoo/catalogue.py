@@ -37,6 +37,15 @@ class Case(NamedTuple):
     output: str = ""
 
 
+def weight(name: str) -> int:
+    """Return about how many parameters a network has, to run small ones first."""
+    library, _, network = name.partition("/")
+    if library == "transformers":
+        return 0
+    weights = import_torchvision().models.get_model_weights(network)
+    return max(choice.meta["num_params"] for choice in weights)
+
+
 class Only(nn.Module):
     """A model that returns one field of its output."""
 
