@@ -662,6 +662,15 @@ MOE_STREAM = Oracle(
     forward=moe_forward,
     masks=False,
 )
+# Whom the router may choose among: its share is taken of the experts that are left.
+MOE_EXPERT = Oracle(
+    lambda: MoE(stacked=True),
+    pixels(5, 6),
+    anchors=(("router.weight", 0, (1,)),),
+    edits=(Edit("router.weight", 0, (1,)), Edit("rise", 0, (1,)), Edit("fall", 0, (1,))),
+    forward=moe_forward,
+    masks=False,
+)
 
 ORACLES: dict[str, Oracle] = {
     "vgg": VGG_ORACLE,
@@ -677,4 +686,5 @@ ORACLES: dict[str, Oracle] = {
     "swin_head_dim": SWIN_HEAD_DIM,
     "moe_hidden": MOE_HIDDEN,
     "moe_stream": MOE_STREAM,
+    "moe_expert": MOE_EXPERT,
 }

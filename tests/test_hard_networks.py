@@ -287,3 +287,68 @@ def test_parts_found_by_counting_elements_are_cut_alike() -> None:
     graph = secateur.trace(model, inputs)
     assert [(group.name, group.size) for group in graph.groups] == [("both", 8)]
     assert secateur.prune(model, inputs, sparsity=0.5).check.ok
+
+
+def test_as_many_experts_stay_as_the_router_chooses() -> None:
+    from networks import NETWORKS
+
+    factory, inputs = NETWORKS["moe_stacked"]
+    model = randomise(factory().double().eval())
+    graph = secateur.trace(model, inputs(2))
+    experts = next(group for group in graph.groups if group.kind == "expert")
+    assert {(slot.name, slot.dim) for slot in experts.slots} == {
+        ("router.weight", 0), ("rise", 0), ("fall", 0)
+    }  # fmt: skip
+    plan = make_plan(graph, {experts.name: (3, 0, 2)})
+    assert plan.removed == {experts.name: (3, 0)}
+    assert plan.given_back == {experts.name: 1}
+    assert secateur.verify(model, secateur.cut(model, plan), plan, inputs(2)).ok
+
+
+class Hard(nn.Module):
+    """Each sample goes to one expert: the code finds it by its number, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.router = nn.Linear(6, 4)
+        self.weights = nn.Parameter(torch.zeros(4, 6, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.router(x).softmax(-1)
+        best = shares.argmax(-1)
+        if self.way == "index":
+            chosen = self.weights[best]
+        elif self.way == "select":
+            chosen = self.weights.index_select(0, best)
+        elif self.way == "one_hot":
+            one = F.one_hot(best, self.weights.shape[0]).to(x.dtype)
+            chosen = torch.einsum("ne,eio->nio", one, self.weights)
+        elif self.way == "compared":
+            chosen = self.weights[0] * (best == 0)[:, None, None] + self.weights[best]
+        else:
+            chosen = self.weights[(best + 1) % 4]
+        share = shares.gather(1, best[:, None])
+        return self.head(torch.bmm(x[:, None], chosen)[:, 0] * share)
+
+
+@pytest.mark.parametrize("way", ["index", "select", "one_hot"])
+def test_an_expert_found_by_its_number_can_go(way: str) -> None:
+    model, inputs = randomise(Hard(way).double()), torch.randn(9, 6, dtype=torch.float64)
+    graph = secateur.trace(model, inputs)
+    assert {(group.kind == "expert", group.size) for group in graph.groups} == {
+        (True, 4), (False, 5)
+    }  # fmt: skip
+    pruned = secateur.prune(model, inputs, sparsity=0.5)
+    assert pruned.model.weights.shape == (2, 6, 3)
+    assert pruned.check.ok
+
+
+@pytest.mark.parametrize("way", ["compared", "shifted"])
+def test_experts_whose_numbers_mean_more_stay(way: str) -> None:
+    model, inputs = randomise(Hard(way).double()), torch.randn(9, 6, dtype=torch.float64)
+    graph = secateur.trace(model, inputs)
+    assert "expert" not in {group.kind for group in graph.groups}
+    assert [group.size for group in graph.groups] == [5]
+    assert secateur.prune(model, inputs, sparsity=0.5).check.ok

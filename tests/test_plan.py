@@ -55,7 +55,7 @@ def test_a_plan_says_what_goes_from_every_tensor() -> None:
 def test_an_operation_over_units_is_a_point_of_its_own() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).eval()
     plan = make_plan(secateur.trace(model, torch.zeros(2, 3)), {"0": (2,)})
-    assert plan.masks == (MaskPoint("aten.native_layer_norm", 0, 0, 1, 4, (2,), "gather"),)
+    assert plan.masks == (MaskPoint("aten.native_layer_norm", "1", 0, 0, 1, 4, (2,), "gather"),)
     assert plan.attributes == {"1.normalized_shape[0]": 3}
 
 
@@ -105,7 +105,7 @@ def test_ranges_keep_the_file_small() -> None:
         lambda text: "[]",
         lambda text: "3",
         lambda text: "{}",
-        lambda text: text.replace('"format": 1', '"format": 99'),
+        lambda text: text.replace('"format": 2', '"format": 99'),
         lambda text: text.replace('"removed"', '"gone"', 1),
         lambda text: text.replace('"consumers"', '"consumer"'),
         lambda text: text.replace('"1,3"', '"1,x"'),

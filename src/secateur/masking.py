@@ -9,6 +9,7 @@ the kept units alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
 from secateur.graph.copies import copy_model, map_tensors
+from secateur.graph.modules import Running
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_attention
 from secateur.plan import MaskPoint, Plan
@@ -33,6 +35,9 @@ _KEEPS_SHAPE = frozenset(
         "native_group_norm", "_fused_rms_norm", "native_batch_norm", "cudnn_batch_norm",
     )
 )  # fmt: skip
+
+
+_CHOICES = ("aten.topk", "aten.argmax", "aten.argmin")
 
 
 def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
@@ -76,19 +81,18 @@ class _Masker:
 
     def __init__(self, points: Sequence[MaskPoint]) -> None:
         self._points = tuple(points)
-        self._open: list[tuple[_MaskMode, Any]] = []
+        self._open: list[contextlib.ExitStack] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        attention = plain_attention()
-        attention.__enter__()
-        mode = _MaskMode(self._points)
-        mode.__enter__()
-        self._open.append((mode, attention))
+        running = Running(module)
+        stack = contextlib.ExitStack()
+        stack.enter_context(plain_attention())
+        stack.enter_context(running.follow())
+        stack.enter_context(_MaskMode(self._points, running))
+        self._open.append(stack)
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> Any:
-        mode, attention = self._open.pop()
-        mode.__exit__(None, None, None)
-        attention.__exit__(None, None, None)
+        self._open.pop().close()
         return map_tensors(result, lambda t: _ForwardOnly.apply(t) if t.requires_grad else t)
 
 
@@ -110,13 +114,14 @@ class _ForwardOnly(torch.autograd.Function):
 class _MaskMode(TorchDispatchMode):
     """Applies the mask points as their operations come by."""
 
-    def __init__(self, points: Sequence[MaskPoint]) -> None:
+    def __init__(self, points: Sequence[MaskPoint], running: Running) -> None:
         super().__init__()
-        self._points: dict[tuple[str, int], list[MaskPoint]] = defaultdict(list)
+        self._running = running
+        self._points: dict[tuple[str, str, int], list[MaskPoint]] = defaultdict(list)
         for point in points:
-            self._points[point.op, point.ordinal].append(point)
+            self._points[point.op, point.module, point.turn].append(point)
         self._watched = {point.op for point in points}
-        self._ordinals: dict[str, int] = defaultdict(int)
+        self._turns: dict[tuple[str, str], int] = defaultdict(int)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -126,8 +131,9 @@ class _MaskMode(TorchDispatchMode):
         name = family(packet)
         if name not in self._watched:
             return func(*args, **kwargs)
-        points = self._points.get((name, self._ordinals[name]), ())
-        self._ordinals[name] += 1
+        here = (name, self._running.path)
+        points = self._points.get((*here, self._turns[here]), ())
+        self._turns[here] += 1
         if not points:
             return func(*args, **kwargs)
         changed = list(args)
@@ -137,7 +143,8 @@ class _MaskMode(TorchDispatchMode):
             if size != point.size:
                 raise PlanError(
                     f"the masked network takes another path than the traced one: {name} number "
-                    f"{point.ordinal} meets size {size} where the plan has {point.size}"
+                    f"{point.turn} in {point.module or 'the model'} meets size {size} where the "
+                    f"plan has {point.size}"
                 )
             if point.how == "mask":
                 x = changed[place]
@@ -175,6 +182,9 @@ def _gather(func: Any, name: str, args: list[Any], kwargs: Any, points: Sequence
         args[4] = len(index)
         args[6] = len(torch.unique(index // (channels // groups)))
     result = func(*args, **kwargs)
+    if name in _CHOICES:
+        numbers = kept[points[0].dim]
+        return (result[0], numbers[result[1]]) if name == "aten.topk" else numbers[result]
     if name not in _KEEPS_SHAPE:
         return result
     first = result[0] if isinstance(result, tuple) else result

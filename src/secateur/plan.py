@@ -11,19 +11,20 @@ from typing import Any
 from secateur.errors import CheckpointError
 from secateur.graph import Cost
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class MaskPoint:
-    """Where the masked reference acts on an operation's argument.
+    """Where the masked reference acts on an argument of a module's operation number ``turn``.
 
     ``how`` is "mask" (positions ``removed`` of dimension ``dim`` count as zero) or
     "gather" (the operation runs over the other positions alone).
     """
 
     op: str
-    ordinal: int
+    module: str
+    turn: int
     arg: int
     dim: int
     size: int
@@ -60,7 +61,6 @@ class Plan:
             derives from its shapes.
         lengths: (length, direction, dimension) of weight norms whose lengths shrink
             with their directions, so that the kept weights stay as they were.
-        notes: what a user should know of the plan.
     """
 
     removed: dict[str, tuple[int, ...]]
@@ -74,7 +74,6 @@ class Plan:
     pruned: Cost
     scales: tuple[Scale, ...] = ()
     lengths: tuple[tuple[str, str, int], ...] = ()
-    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Write the plan as JSON; runs of positions as "first-last"."""
@@ -117,7 +116,6 @@ class Plan:
                 for scale in data["scales"]
             )
             data["lengths"] = tuple((g, v, dim) for g, v, dim in data["lengths"])
-            data["notes"] = tuple(data.get("notes", ()))
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
             return Plan(**data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
 from secateur.graph.program import Node, Program, Ref, family
-from secateur.graph.sizes import Apply, Dim, Expr, expr_of
+from secateur.graph.sizes import Apply, Dim, Expr, Sized, expr_of
 from secateur.registry import Registry
 
 Rule = Callable[["Flow", Node], None]
@@ -31,6 +31,19 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return add
+
+
+def _aten(*names: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in names)
+
+
+# Operations that hand numbers of positions on as they are, and those that know what they mean.
+_CARRY = _aten(
+    "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t",
+    "expand", "clone", "contiguous", "alias", "detach", "slice", "select", "unbind", "split",
+)  # fmt: skip
+_LOOK_UP = _aten("index", "index_select", "gather", "scatter", "scatter_")
+_ONE_HOT = _aten("aminmax", "_local_scalar_dense", "eq")
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,8 @@ class Read:
 
     op: str
     ordinal: int
+    module: str
+    turn: int
     arg: int
     dim: int
     axis: Axis
@@ -81,6 +96,9 @@ class Flow:
         self.work: list[Work] = []
         self.lengths: list[tuple[str, str, int]] = []
         self.roles: list[tuple[str, Axis]] = []
+        self.kernels: set[int] = set()
+        self.attentions: list[tuple[Axis, tuple[Axis, ...]]] = []
+        self.positions: dict[int, Axis] = {}
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._pinned: dict[tuple[int, str], Axis] = {}
@@ -102,7 +120,7 @@ class Flow:
             self._index = index
             self._apply(node)
         for key in self.program.outputs:
-            for axis in self.dims(Ref(key)):
+            for axis in (*self.dims(Ref(key)), self.positions.get(key, fixed(0))):
                 self.axes.pin(axis, "the model's output")
         for (op, left, right, outcome), module in self.program.comparisons.items():
             where = f"a comparison in {module or 'the model'}"
@@ -157,20 +175,65 @@ class Flow:
         known = all(self.known(ref) for ref in refs_of(node))
         if not known:
             self.give_up(node, "it reads a tensor that nothing produced")
-        elif node.op in RULES:
-            RULES[node.op](self, node)
-        elif node.pointwise:
-            RULES["aten.add"](self, node)
+        elif node.op in RULES or node.pointwise:
+            self._check_positions(node)
+            RULES[node.op if node.op in RULES else "aten.add"](self, node)
         else:
             self.give_up(node, "it has no rule")
         for key in node.outs:
             if key >= 0 and self._dims[key] is None:
                 self._dims[key] = [fixed(n) for n in self.program.tensors[key].shape]
 
+    def _check_positions(self, node: Node) -> None:
+        """Numbers of positions go on with what carries them; what would misread them pins."""
+        for place, ref in enumerate(refs_of(node)):
+            axis = self.positions.get(ref.key)
+            if axis is None:
+                continue
+            if node.op in _CARRY and place == 0:
+                self.positions.update({key: axis for key in node.outs if key >= 0})
+            elif not (node.op in _LOOK_UP or self._understood(node, axis)):
+                self.pin(node, [axis], "it computes with numbers of positions")
+
+    def _understood(self, node: Node, axis: Axis) -> bool:
+        """Tell whether ``node`` is part of a look-up that the rules follow."""
+        name = node.call.name if node.call else ""
+        if node.op in _ONE_HOT and name == "one_hot":
+            return True
+        if node.op == "aten.eq" and node.call and len(node.call.args) == 2:
+            return self._compared(node, axis, node.call.args[1])
+        return node.op == "aten._local_scalar_dense" and name == "__getitem__"
+
+    def _compared(self, node: Node, axis: Axis, value: Any) -> bool:
+        """Follow a comparison with one position, such as the one behind the last."""
+        if not isinstance(value, Sized) or not 0 <= int.__index__(value) <= len(axis):
+            return False
+        position = int.__index__(value)
+        self.require(node, axis[:position], value)
+        self.pin(node, [axis[position : position + 1]], "it is told by its number")
+        return True
+
+    def hold_positions(self, key: int, axis: Axis) -> None:
+        """Note that a tensor holds numbers of positions of ``axis``."""
+        self.positions[key] = axis
+
+    def look_up(self, node: Node, axis: Axis, ref: Ref) -> bool:
+        """Couple ``axis`` with the one whose positions ``ref`` holds; False where it holds none."""
+        held = self.positions.get(ref.key)
+        if held is None:
+            return False
+        both = min(len(axis), len(held))
+        self.unify(node, axis[:both], held[:both])
+        self.pin(node, [axis[both:]], "no number leads there")
+        self.roles.append(("expert", held))
+        return True
+
     def give_up(self, node: Node, why: str) -> None:
         """Pin everything that ``node`` touches."""
         reason = f"{self.where(node)}: {why}"
         for ref in refs_of(node):
+            if ref.key in self.positions:
+                self.axes.pin(self.positions[ref.key], reason)
             if self.known(ref):
                 for axis in self.dims(ref):
                     self.axes.pin(axis, reason)
@@ -234,6 +297,12 @@ class Flow:
         else:
             self.requirements.append(Requirement(expr, axis, self.where(node)))
 
+    def at_least(self, node: Node, axis: Axis, size: Dim, least: int) -> None:
+        """Note that the size of ``axis``, the traced ``size``, must not fall below ``least``."""
+        if axis.shape[1]:
+            short = Apply("-", Apply("<=", least, size), 1)
+            self.requirements.append(Requirement(short, fixed(0), self.where(node)))
+
     def sized(self, node: Node, size: int, value: Any) -> Axis:
         """Return an axis for a new dimension whose size the code states as ``value``."""
         expr = expr_of(value)
@@ -254,7 +323,7 @@ class Flow:
 
     def read_by_weight(self, name: str, dim: int, axis: Axis) -> None:
         """Note that a weight's dimension is contracted in a pass that is not this one."""
-        self.reads.append(Read("", -1, 0, dim, axis, "mask", (name, dim)))
+        self.reads.append(Read("", -1, "", -1, 0, dim, axis, "mask", (name, dim)))
 
     def contract(self, node: Node, left: tuple[int, int], right: tuple[int, int]) -> None:
         """Unify and note the contraction of two arguments: (argument, dimension) each."""
@@ -270,7 +339,7 @@ class Flow:
             return
         for arg, dim in (right, left):
             origin = self._origin.get(node.args[arg].key)
-            if origin is not None:
+            if origin is not None and origin[1][dim] >= 0:
                 place = (origin[0], origin[1][dim])
                 self._note_read(node, left[0], left[1], axis, "mask", place)
                 return
@@ -282,18 +351,24 @@ class Flow:
         op = family(node.op)
         if op != node.op:
             arg, dim = 0, -1  # the left operand's last dimension, whatever the layout
-        self.reads.append(Read(op, node.ordinal, arg, dim, axis, how, place))
+        place_of = (op, node.ordinal, node.module, node.turn)
+        self.reads.append(Read(*place_of, arg, dim, axis, how, place))
 
     def name(self, ref: Ref) -> str | None:
         """Return the name of a tensor that is a parameter, as it is."""
         info = self.program.tensors[ref.key]
         return info.name if info.kind == "parameter" else None
 
+    def is_weight(self, ref: Ref) -> bool:
+        """Tell whether a tensor is a parameter or buffer, moved about or looked up at most."""
+        return ref.key in self._origin
+
     def moved(self, node: Node, source: Ref, order: Sequence[int]) -> None:
-        """Note that an output is ``source`` with its dimensions in ``order``."""
+        """Note that an output is ``source`` with its dimensions in ``order``; -1 is a new one."""
         origin = self._origin.get(source.key)
         if origin is not None:
-            self._origin[node.outs[0]] = (origin[0], tuple(origin[1][d] for d in order))
+            dims = tuple(origin[1][d] if d >= 0 else -1 for d in order)
+            self._origin[node.outs[0]] = (origin[0], dims)
 
     def count(self, factor: int, axes: Sequence[Axis]) -> None:
         """Note the multiply-accumulates of the current operation."""

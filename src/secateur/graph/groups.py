@@ -77,6 +77,8 @@ class Consumer:
 
     op: str
     ordinal: int
+    module: str
+    turn: int
     arg: int
     dim: int
     axis: int
@@ -200,7 +202,17 @@ def analyse(flow: Flow) -> Analysis:
         ),
         rules=_make_rules(flow, table, rules),
         consumers=tuple(
-            Consumer(r.op, r.ordinal, r.arg, r.dim, table.add(r.axis), r.how, r.parameter)
+            Consumer(
+                r.op,
+                r.ordinal,
+                r.module,
+                r.turn,
+                r.arg,
+                r.dim,
+                table.add(r.axis),
+                r.how,
+                r.parameter,
+            )
             for r in flow.reads
             if flow.axes.canon(r.axis).shape[1]
         ),
@@ -269,7 +281,7 @@ def _partition(
     return atoms, labels.reshape(-1)
 
 
-_ROLES = ("kv_head", "head", "head_dim", "embedding")
+_ROLES = ("kv_head", "head", "head_dim", "embedding", "expert")
 
 
 def _kinds(flow: Flow, occurrences: Iterable[Axis]) -> Callable[[NDArray[np.int64]], str | None]:
@@ -281,11 +293,17 @@ def _kinds(flow: Flow, occurrences: Iterable[Axis]) -> Callable[[NDArray[np.int6
     marked = {role: np.zeros(flow.axes.count, dtype=bool) for role in _ROLES}
     for role, axis in flow.roles:
         marked[role][flow.axes.canon(axis)] = True
+    for batch, contracted in flow.attentions:
+        atoms, *inner = (flow.axes.canon(axis) for axis in (batch, *contracted))
+        if not any((marked["expert"][axis] & (axis > 0)).any() for axis in (atoms, *inner)):
+            marked["head"][atoms] = True
+            for axis in inner:
+                marked["head_dim"][axis] = True
     alone, paired = np.zeros((2, flow.axes.count), dtype=bool)
     for axis in occurrences:
-        heads = marked["head"][axis] & (axis > 0)
-        for seen, rows in ((alone, heads.sum(axis=1) == 1), (paired, heads.sum(axis=1) > 1)):
-            seen[axis[rows][heads[rows]]] = True
+        found = marked["head"][axis] & (axis > 0)
+        for seen, rows in ((alone, found.sum(axis=1) == 1), (paired, found.sum(axis=1) > 1)):
+            seen[axis[rows][found[rows]]] = True
     marked["kv_head"] = alone & paired
 
     def kind(atoms: NDArray[np.int64]) -> str | None:
@@ -324,6 +342,9 @@ def _make_groups(
     names: set[str] = set()
     parameters = {i.name for i in flow.program.tensors if i.kind == "parameter"}
     ranks = Counter(name for name, _ in canon)
+    # Weights of convolutions, and those of four dimensions that become one on the way.
+    slid = {flow.program.tensors[key].name for key in flow.kernels}
+    slid |= {name for name, rank in ranks.items() if rank > 3}
     for label, units in order.items():
         if len(units) < 2 or not any(name in parameters for name, _, _ in places[label]):
             continue
@@ -342,7 +363,7 @@ def _make_groups(
             name, n = f"{base}#{n}", n + 1
         names.add(name)
         groups.append(
-            (Group(name, len(units), role or _plain_kind(slots, ranks), tuple(slots)), offset)
+            (Group(name, len(units), role or _plain_kind(slots, slid), tuple(slots)), offset)
         )
     return groups, number
 
@@ -354,8 +375,8 @@ def _base_name(slots: Sequence[Slot], ranks: Mapping[str, int], role: str | None
     return first.name.rpartition(".")[0] or first.name
 
 
-def _plain_kind(slots: Sequence[Slot], ranks: Mapping[str, int]) -> str:
-    return "channel" if any(ranks[slot.name] > 2 for slot in slots) else "neuron"
+def _plain_kind(slots: Sequence[Slot], slid: set[str]) -> str:
+    return "channel" if any(slot.name in slid for slot in slots) else "neuron"
 
 
 def _find_pinned(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from secateur.graph.axes import Axis, fixed, merge
 from secateur.graph.flow import Flow, refs_of, rule
-from secateur.graph.program import Node, Ref
+from secateur.graph.program import Call, Node, Ref
 from secateur.graph.rules_lookup import positions
 
 
@@ -23,6 +24,9 @@ from secateur.graph.rules_lookup import positions
       "eq", "ne", "lt", "gt", "le", "ge", "_assert_tensor_metadata")  # fmt: skip
 def pointwise(flow: Flow, node: Node) -> None:
     """Element by element with broadcasting: aligned axes are one axis."""
+    if node.op == "aten.eq" and node.call and node.call.name == "one_hot":
+        one_hot(flow, node, node.call)
+        return
     refs = [ref for ref in refs_of(node) if flow.shape(ref)]
     for index, key in enumerate(node.outs):
         if key < 0:
@@ -40,6 +44,20 @@ def pointwise(flow: Flow, node: Node) -> None:
                 flow.unify(node, axes[0], other)
             out.append(axes[0] if axes and size != 1 else fixed(size))
         flow.set(node, out, index)
+
+
+def classes(call: Call) -> Any:
+    """Return the number of classes as the code gave it to ``one_hot``; -1 for unknown."""
+    return call.kwargs.get("num_classes", call.args[1] if len(call.args) > 1 else -1)
+
+
+def one_hot(flow: Flow, node: Node, call: Call) -> None:
+    """Numbers compared with all numbers: a new dimension of those positions."""
+    numbers, shape = node.args[0], flow.out_shape(node)
+    axis = flow.sized(node, shape[-1], classes(call))
+    if not flow.look_up(node, axis, numbers):
+        flow.pin(node, [axis], "positions are looked up by number")
+    flow.set(node, [*flow.dims(numbers)[:-1], axis])
 
 
 @rule("prelu", "_prelu_kernel")
@@ -62,6 +80,7 @@ def convolution(flow: Flow, node: Node) -> None:
     group another, which all groups share. A depthwise convolution contracts nothing.
     """
     x, weight, bias = node.args[:3]
+    flow.kernels.add(weight.key)
     transposed, groups = node.args[6], node.args[8]
     dims, w = list(flow.dims(x)), flow.dims(weight)
     batched = len(dims) == len(w)
@@ -134,10 +153,9 @@ def product(flow: Flow, node: Node) -> None:
     out = [*left[:-1], *rest]
     flow.set(node, out)
     flow.count(1, [*left, *rest])
-    if batch and node.call is not None and node.call.name not in _RECURRENT:
-        flow.roles.append(("head", left[0]))
-        flow.roles.append(("head_dim", left[-1]))
-        flow.roles.extend(("head_dim", axis) for axis in rest)
+    weight = any(flow.is_weight(ref) for ref in node.args[:2])
+    if batch and not weight and node.call is not None and node.call.name not in _RECURRENT:
+        flow.attentions.append((left[0], (left[-1], *rest)))
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm_")
@@ -351,4 +369,6 @@ def create(flow: Flow, node: Node) -> None:
         found = named if isinstance(named, tuple) else found
         if len(found) >= len(shape) and all(isinstance(v, int) for v in found[: len(shape)]):
             sizes = tuple(found[: len(shape)])
+        if call.name == "one_hot":
+            sizes = (*shape[:-1], classes(call))
     flow.set(node, [flow.sized(node, n, s) for n, s in zip(shape, sizes, strict=True)])

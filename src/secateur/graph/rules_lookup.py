@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from secateur.graph.axes import Axis, fixed
 from secateur.graph.flow import Flow, rule
 from secateur.graph.program import Node, Ref
+from secateur.graph.sizes import Dim
 
 
 def positions(flow: Flow, node: Node, dim: int) -> None:
@@ -25,18 +26,64 @@ def positions(flow: Flow, node: Node, dim: int) -> None:
         flow.set(node, out, index)
 
 
-@rule("topk", "sort", "argsort", "argmax", "argmin", "kthvalue", "cumsum", "cumprod",
-      "logcumsumexp", "cummax")  # fmt: skip
+@rule("sort", "argsort", "kthvalue", "cumsum", "cumprod", "logcumsumexp", "cummax")
 def along(flow: Flow, node: Node) -> None:
     """The order of the positions along one dimension matters: it is pinned."""
-    if node.op == "aten.topk":
-        dim = node.args[2] if len(node.args) > 2 else -1
-    elif node.op in ("aten.argmax", "aten.argmin") and len(node.args) < 2:
+    dim = next((a for a in node.args[1:] if type(a) is int), -1)
+    positions(flow, node, int(dim))
+
+
+@rule("topk", "argmax", "argmin")
+def choose(flow: Flow, node: Node) -> None:
+    """Choose among the positions of one dimension: among the kept ones where it is cut.
+
+    At least as many as are chosen must stay. The numbers returned are followed to
+    where they look positions up (a router chooses among experts).
+    """
+    ranked = node.op == "aten.topk"
+    given = node.args[2:3] if ranked else node.args[1:2]
+    if not flow.shape(node.args[0]) or (not ranked and (not given or given[0] is None)):
         flow.give_up(node, "it returns a position")
         return
-    else:
-        dim = next((a for a in node.args[1:] if type(a) is int), -1)
-    positions(flow, node, int(dim))
+    dims = list(flow.dims(node.args[0]))
+    dim = int(given[0] if given else -1) % len(dims)
+    axis = dims[dim]
+    flow.read(node, 0, dim, axis, "gather")
+    if ranked:
+        flow.at_least(node, axis, Dim(node.args[0].key, dim), int(node.args[1]))
+    out = dims[:dim] + dims[dim + 1 :]
+    if len(flow.out_shape(node)) == len(dims):
+        out.insert(dim, fixed(flow.out_shape(node)[dim]))
+    for index in range(len(node.outs)):
+        flow.set(node, out, index)
+    flow.hold_positions(node.outs[-1], axis)
+
+
+@rule("_local_scalar_dense")
+def to_number(flow: Flow, node: Node) -> None:
+    """A tensor of one element becomes a number: nothing is left to describe."""
+
+
+@rule("aminmax")
+def extremes(flow: Flow, node: Node) -> None:
+    """``one_hot`` looks at the range of its numbers to check them; nothing else is told by it."""
+    if node.call is None or node.call.name != "one_hot":
+        flow.give_up(node, "it has no rule")
+        return
+    for index in range(len(node.outs)):
+        flow.set(node, [fixed(n) for n in flow.out_shape(node, index)], index)
+
+
+@rule("nonzero")
+def nonzero(flow: Flow, node: Node) -> None:
+    """Positions that are not zero; of a single dimension, their numbers are followed."""
+    dims = flow.dims(node.args[0])
+    if len(dims) != 1:
+        flow.give_up(node, "it returns positions")
+        return
+    flow.read(node, 0, 0, dims[0], "mask")
+    flow.set(node, [fixed(n) for n in flow.out_shape(node)])
+    flow.hold_positions(node.outs[0], dims[0])
 
 
 @rule("embedding")
@@ -53,7 +100,9 @@ def index(flow: Flow, node: Node) -> None:
     """Indexed dimensions are pinned; the rest pass, the new ones come where NumPy puts them."""
     dims, indices = flow.dims(node.args[0]), node.args[1]
     used = [d for d, ref in enumerate(indices) if isinstance(ref, Ref)]
-    flow.pin(node, [dims[d] for d in used], "positions are looked up by number")
+    for d in used:
+        if not flow.look_up(node, dims[d], indices[d]):
+            flow.pin(node, [dims[d]], "positions are looked up by number")
     shape = flow.out_shape(node)
     rest = [d for d in range(len(dims)) if d not in used]
     new = len(shape) - len(rest)
@@ -68,6 +117,8 @@ def index(flow: Flow, node: Node) -> None:
     for ref in indices:
         if isinstance(ref, Ref):
             flow.pin(node, flow.dims(ref), "it holds positions")
+    kept = [*rest[: len(before)], *[-1] * len(middle), *rest[len(before) :]]
+    flow.moved(node, node.args[0], kept)
     flow.set(node, [*before, *middle, *after])
 
 
@@ -76,7 +127,10 @@ def index_select(flow: Flow, node: Node) -> None:
     """One dimension is looked up by number; the others pass."""
     dims = list(flow.dims(node.args[0]))
     dim = node.args[1] % len(dims)
-    flow.pin(node, [dims[dim], *flow.dims(node.args[2])], "positions are looked up by number")
+    if not flow.look_up(node, dims[dim], node.args[2]):
+        flow.pin(node, [dims[dim]], "positions are looked up by number")
+    flow.pin(node, flow.dims(node.args[2]), "it holds positions")
+    flow.moved(node, node.args[0], [-1 if d == dim else d for d in range(len(dims))])
     size = flow.out_shape(node)[dim]
     dims[dim] = flow.pinned(size, f"{flow.where(node)}: looked up by number")
     flow.set(node, dims)
@@ -97,7 +151,9 @@ def gather(flow: Flow, node: Node) -> None:
     """Positions along one dimension are looked up; the index has the shape of the result."""
     dims, index = flow.dims(node.args[0]), flow.dims(node.args[2])
     dim = node.args[1] % max(1, len(dims))
-    flow.pin(node, [dims[dim], index[dim]], "positions are looked up by number")
+    if not flow.look_up(node, dims[dim], node.args[2]):
+        flow.pin(node, [dims[dim]], "positions are looked up by number")
+    flow.pin(node, [index[dim]], "it holds positions")
     _unify_others(flow, node, dims, index, dim)
     flow.set(node, index)
 
@@ -110,7 +166,9 @@ def scatter(flow: Flow, node: Node) -> None:
         if isinstance(ref, Ref) and flow.shape(ref):
             flow.pin(node, [flow.dims(ref)[dim]], "positions go by number")
             _unify_others(flow, node, dims, flow.dims(ref), dim)
-    flow.pin(node, [dims[dim]], "positions go by number")
+    known = node.op in ("aten.scatter", "aten.scatter_")
+    if not (known and flow.look_up(node, dims[dim], node.args[2])):
+        flow.pin(node, [dims[dim]], "positions go by number")
     flow.set(node, dims)
 
 

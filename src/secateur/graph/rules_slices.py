@@ -12,10 +12,13 @@ from secateur.graph.sizes import Dim, Sized, ceil_div, expr_of
 
 @rule("select", "select_copy")
 def select(flow: Flow, node: Node) -> None:
-    """Take one position: its number is fixed, so the dimension is pinned."""
+    """Take one position: its number is fixed, so the dimension is pinned, unless it was found."""
     dims = list(flow.dims(node.args[0]))
     dim = node.args[1] % len(dims)
-    flow.pin(node, [dims[dim]], "one position is taken by its number")
+    found = node.call.args[1] if node.call and node.call.name == "__getitem__" else None
+    if not (isinstance(found, Ref) and dim == 0 and flow.look_up(node, dims[0], found)):
+        flow.pin(node, [dims[dim]], "one position is taken by its number")
+    flow.moved(node, node.args[0], [d for d in range(len(dims)) if d != dim])
     del dims[dim]
     flow.set(node, dims)
 

@@ -18,16 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
+from secateur.graph.modules import Running
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, watch_comparisons
 
@@ -116,7 +113,7 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str, training: bool) 
             stack.enter_context(mode)
         elif way == "meta":
             stack.enter_context(torch.device("meta"))
-        stack.enter_context(recorder.modules())
+        stack.enter_context(recorder.running.follow())
         stack.enter_context(recorder)
         stack.enter_context(_Calls(recorder))
         stack.enter_context(watch_comparisons(recorder.compared))
@@ -166,8 +163,8 @@ class _Recorder(TorchDispatchMode):
         self._keys: dict[int, int] = {}
         self._kept: list[Tensor] = []
         self._ordinals: dict[str, int] = defaultdict(int)
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._path: list[str] = [""]
+        self._turns: dict[tuple[str, str], int] = defaultdict(int)
+        self.running = Running(model)
         for tensor in tensor_leaves(inputs):
             self.key(tensor, "input")
         first = self.program.tensors[0].shape
@@ -190,7 +187,7 @@ class _Recorder(TorchDispatchMode):
     def compared(self, op: str, left: Expr, right: Expr, outcome: bool) -> None:
         """Note how the model's own code, not PyTorch's, found two sizes to compare."""
         if left != right and self.call is None:
-            self.program.comparisons.setdefault((op, left, right, outcome), self._path[-1])
+            self.program.comparisons.setdefault((op, left, right, outcome), self.running.path)
 
     def refs(self, value: Any) -> Any:
         """Rebuild an argument with a :class:`Ref` for each tensor."""
@@ -226,11 +223,13 @@ class _Recorder(TorchDispatchMode):
             kwargs=named,
             outs=outs,
             call=self.call,
-            module=self._path[-1],
+            module=self.running.path,
             ordinal=self._ordinals[family(packet)],
+            turn=self._turns[self.running.path, family(packet)],
             pointwise=torch.Tag.pointwise in func.tags,
         )
         self._ordinals[family(packet)] += 1
+        self._turns[self.running.path, family(packet)] += 1
         self.program.nodes.append(node)
         return result
 
@@ -256,24 +255,6 @@ class _Recorder(TorchDispatchMode):
         if packet in _ACTIVATIONS and args[0].is_floating_point():
             return args[0] if packet.endswith("_") else torch.empty_like(args[0])
         return None
-
-    @contextlib.contextmanager
-    def modules(self) -> Iterator[None]:
-        """Follow which module of the model is running."""
-
-        def enter(module: nn.Module, _: Any) -> None:
-            self._path.append(self._names.get(id(module), self._path[-1]))
-
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
-            self._path.pop()
-
-        before = register_module_forward_pre_hook(enter)
-        after = register_module_forward_hook(leave, always_call=True)
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
 
     def finish(self, outputs: Any) -> Program:
         """Return the program, the model's outputs noted."""
