@@ -21,46 +21,74 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import InputError, unknown_name
+from secateur.huggingface import PREFIX, load_hub_model
 
 NAMED_MISFITS = 3
 
 
-def load_model(reference: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+def load_model(
+    reference: str, arguments: Mapping[str, Any] | None = None, *, meta: bool = False
+) -> nn.Module:
     """Build the network that ``reference`` names.
 
     Args:
         reference: ``package.module:callable`` or ``file.py:callable``; the working folder (or
             the file's own folder) is on the import path while it is imported and called.
+            ``hf:NAME`` loads a folder or a name on the hub by transformers instead, see
+            :func:`secateur.huggingface.load_hub_model`.
         arguments: keyword arguments for the callable.
+        meta: build on the meta device: shapes without weights or memory.
 
     Raises:
         InputError: the reference has no colon, the module, file or callable is missing or fails,
             the arguments do not fit its signature, or its result is not an ``nn.Module``.
     """
-    where, colon, name = reference.rpartition(":")
-    if not (colon and where and name):
-        raise InputError(
-            f"model must be 'package.module:callable' or 'file.py:callable', but got {reference!r}"
-        )
-    is_file = where.endswith(".py") or "/" in where
-    path = Path(where).expanduser()
-    if is_file and not path.is_file():
-        raise InputError(f"model {reference!r}: the file {where!r} does not exist")
-    with _importable(path.resolve().parent if is_file else Path.cwd()):
-        module = _import_file(path, reference) if is_file else _import_module(where, reference)
-        build = _attribute(module, name, reference)
-        keywords = dict(arguments or {})
-        _check_arguments(build, keywords, reference)
-        try:
-            model = build(**keywords)
-        except Exception as error:
-            raise InputError(f"model {reference!r} fails when called: {_told(error)}") from error
+    if reference.startswith(PREFIX) and reference != PREFIX:
+        return load_hub_model(reference.removeprefix(PREFIX), arguments or {}, meta=meta)
+    device = torch.device("meta") if meta else contextlib.nullcontext()
+    with device:
+        model = _called("model", reference, arguments or {})
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model {reference!r} must return a torch.nn.Module, "
             f"but returned {type(model).__name__}"
         )
     return model
+
+
+def load_inputs(reference: str) -> Any:
+    """Return the example inputs that ``reference`` makes: a tensor, tuple or dict.
+
+    Args:
+        reference: ``package.module:callable`` or ``file.py:callable``, called without arguments.
+
+    Raises:
+        InputError: as :func:`load_model`.
+    """
+    return _called("inputs", reference, {})
+
+
+def _called(what: str, reference: str, arguments: Mapping[str, Any]) -> Any:
+    """Call what ``reference`` names."""
+    where, colon, name = reference.rpartition(":")
+    if not (colon and where and name):
+        raise InputError(
+            f"{what} must be 'package.module:callable' or 'file.py:callable', but got {reference!r}"
+        )
+    named = f"{what} {reference!r}"
+    is_file = where.endswith(".py") or "/" in where
+    path = Path(where).expanduser()
+    if is_file and not path.is_file():
+        raise InputError(f"{named}: the file {where!r} does not exist")
+    with _importable(path.resolve().parent if is_file else Path.cwd()):
+        module = _import_file(path, named) if is_file else _import_module(where, named)
+        build = _attribute(module, name, named)
+        keywords = dict(arguments)
+        _check_arguments(build, keywords, reference)
+        try:
+            return build(**keywords)
+        except Exception as error:
+            raise InputError(f"{named} fails when called: {_told(error)}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -117,37 +145,35 @@ def _importable(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def _import_module(name: str, reference: str) -> ModuleType:
+def _import_module(name: str, named: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise InputError(
-                f"model {reference!r}: there is no module named {error.name!r}"
-            ) from error
-        raise InputError(f"model {reference!r} cannot be imported: {_told(error)}") from error
+            raise InputError(f"{named}: there is no module named {error.name!r}") from error
+        raise InputError(f"{named} cannot be imported: {_told(error)}") from error
     except Exception as error:
-        raise InputError(f"model {reference!r} cannot be imported: {_told(error)}") from error
+        raise InputError(f"{named} cannot be imported: {_told(error)}") from error
 
 
-def _import_file(path: Path, reference: str) -> ModuleType:
+def _import_file(path: Path, named: str) -> ModuleType:
     # A name of its own, so that a user's test.py or torch.py never hides the real module.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = f"secateur_file_{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"model {reference!r}: {str(path)!r} is not a Python file")
+        raise InputError(f"{named}: {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"model {reference!r} cannot be imported: {_told(error)}") from error
+        raise InputError(f"{named} cannot be imported: {_told(error)}") from error
     return module
 
 
-def _attribute(module: ModuleType, name: str, reference: str) -> Callable[..., Any]:
+def _attribute(module: ModuleType, name: str, named: str) -> Callable[..., Any]:
     try:
         found = reduce(getattr, name.split("."), module)
     except AttributeError as error:
@@ -158,9 +184,9 @@ def _attribute(module: ModuleType, name: str, reference: str) -> Callable[..., A
             and not key.startswith("_")
             and getattr(value, "__module__", "") == module.__name__
         ]
-        raise unknown_name(f"model {reference!r}: callable", name, own) from error
+        raise unknown_name(f"{named}: callable", name, own) from error
     if not callable(found):
-        raise InputError(f"model {reference!r}: {name!r} is not callable")
+        raise InputError(f"{named}: {name!r} is not callable")
     return found
 
 
