@@ -21,6 +21,7 @@ from small_runs import settings, write_net, write_photos
 from typer.testing import CliRunner
 
 from secateur import finetune
+from secateur.allocation import timed
 from secateur.cli import app
 from secateur.latency import paired
 from secateur.models import load_model
@@ -89,6 +90,46 @@ class TestPrune:
         assert {w.layer: w.pruned for w in result.widths} == {"0": 6, "4": 6, "9": 2}
         assert result.environment["threads"] == "1"
 
+    def test_what_may_go_and_what_competes(self, tmp_path: Path) -> None:
+        path = write_settings(tmp_path, limits={"4": 0.9}, target={"macs": 0.9})
+        flags = """--sparsity 0.75 --group-limit 4=0.25 --protect 0 --scope isomorphic
+            --normalisation none --aggregation max --criterion weight_statistic
+            --option statistic=max_abs --epochs 0"""
+        outcome = secateur("prune", path, *flags.split())
+        assert outcome.exit_code == 2
+        assert (
+            "sparsity=0.75 cannot be met: the limits let 2 of 8 units go from 4" in outcome.stderr
+        )
+        outcome = secateur("prune", path, *flags.replace("0.75", "0.25").split(), "--output",
+                           tmp_path / "other")  # fmt: skip
+        assert outcome.exit_code == 0, outcome.output
+        result = load_result(tmp_path / "other" / "result.json")
+        assert {w.layer: w.pruned for w in result.widths} == {"0": 8, "4": 6, "9": 10}
+        told = ("protect", "limits", "normalisation", "aggregation", "options", "scope")
+        assert [result.asked[key] for key in told] == [
+            ["0"], {"4": 0.25}, "none", "max", {"statistic": "max_abs"}, "isomorphic",
+        ]  # fmt: skip
+
+    def test_by_a_time_that_is_measured(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+
+        def by_parameters(dense: Any, pruned: Any, **options: Any) -> float:
+            asked.append(options["timing"])
+            sizes = [sum(p.numel() for p in model.parameters()) for model in (dense, pruned)]
+            return sizes[1] / sizes[0]
+
+        monkeypatch.setattr(timed, "relative_time", by_parameters)
+        path = write_settings(tmp_path, arguments={"width": 40}, threads=1)
+        outcome = secateur("prune", path, "--latency", "0.5", "--latency-batch", "7",
+                           "--epochs", "0")  # fmt: skip
+        assert outcome.exit_code == 0, outcome.output
+        result = load_result(tmp_path / "run" / "result.json")
+        assert result.asked["target"] == {"latency": 0.5}
+        assert {(timing.batch, timing.threads) for timing in asked} == {(7, 1)}
+        assert abs(result.pruned.size.params / result.dense.size.params / 0.5 - 1) <= 0.05
+
     def test_the_saved_network_loads_in_a_new_process(self, tmp_path: Path) -> None:
         path = write_settings(tmp_path, model="secateur.models:digits_cnn")
         outcome = secateur("prune", path, "--epochs", "0")
@@ -123,12 +164,17 @@ class TestBadInput:
             ({"criterion": "tayler"}, ["criterion: must be one of", "l1, l2", "'tayler'"]),
             ({"target": {"sparsity": 1.0}}, ["sparsity must satisfy 0 <= sparsity < 1", "1.0"]),
             ({"target": {"sparsity": -0.5}}, ["0 <= sparsity < 1, but got -0.5"]),
-            ({"target": {"macs": 0.5, "params": 0.1}}, ["exactly one of sparsity, params, macs"]),
-            ({"target": {}}, ["exactly one of sparsity, params, macs", "got none"]),
+            (
+                {"target": {"macs": 0.5, "params": 0.1}},
+                ["exactly one of sparsity, macs, params, latency"],
+            ),
+            ({"target": {}}, ["exactly one of sparsity, macs, params, latency", "got none"]),
             ({"data": {"source": "nowhere"}}, ["nowhere"]),
             ({"weights": "nowhere.safetensors"}, ["weights", "nowhere.safetensors"]),
             ({"model": "net"}, ["model", "'net'"]),
             ({"arguments": {"channels": 3}}, ["the model fails on its example input"]),
+            ({"protect": ["head"]}, ["protect", "'head' matches nothing", "the nearest are"]),
+            ({"limits": {"5": 0.5}}, ["limits", "'5' matches nothing; the nearest are"]),
             ({"finetune": {"lr": "fast"}}, ["finetune.lr: must be a valid number", "'fast'"]),
             ({"finetune": {"epoch": 1}}, ["finetune.epoch: unknown key; did you mean 'epochs'?"]),
         ],
@@ -200,6 +246,8 @@ class TestBadInput:
         assert "error: 4 errors in the options:" in outcome.stderr
         assert "model: is required" in outcome.stderr
         refused(secateur("prune", "--arg", "width"), "name=value", "'width'")
+        refused(secateur("prune", "--group-limit", "=1"), "group-limit", "name=value", "'=1'")
+        refused(secateur("prune", "--option", "a b=1"), "option must look like name=value")
         refused(secateur("prune", "--resume"), "resume needs the run folder")
         refused(secateur("prune", tmp_path / "no.yaml"), "no.yaml cannot be read")
         refused(secateur("demo", "--seed", "-1"), "seed", "-1")

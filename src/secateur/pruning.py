@@ -88,7 +88,7 @@ def prune(
         aggregation: how a unit's values in its group's slots become one; see
             :func:`secateur.score`.
         options: of the criterion, by name.
-        progress: where to show how far the search for a latency is.
+        progress: where to show how far scoring and the search for a latency are.
 
     Raises:
         InputError: an argument breaks its rule.
@@ -104,7 +104,9 @@ def prune(
     check_options(scope, normalisation, round_to, protect, limits, max_sparsity)
     check_aggregation(aggregation)
     graph = trace(model, example_inputs)
-    scores = score(graph, criterion, calibration, seed=seed, aggregation=aggregation)
+    scores = score(
+        graph, criterion, calibration, seed=seed, aggregation=aggregation, progress=progress
+    )
     plan = allocate(
         graph,
         scores,

@@ -46,6 +46,18 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert read_mapping(path) == to_plain(config)
 
 
+def test_limits_keep_shares_and_numbers_apart(tmp_path: Path) -> None:
+    limits = {"a": 1, "b": 1.0, "kind:head": 0.5, "*": 8}
+    config = parse(RunConfig, {**settings(tmp_path), "limits": limits}, "")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    again = parse(RunConfig, read_mapping(path), "")
+    assert {name: type(value) for name, value in again.limits.items()} == {
+        "a": int, "b": float, "kind:head": float, "*": int,
+    }  # fmt: skip
+    assert again == config
+
+
 def test_the_resolved_target_is_the_one_that_was_given(tmp_path: Path) -> None:
     assert to_plain(parse(RunConfig, settings(tmp_path), ""))["target"] == {"sparsity": 0.5}
 
@@ -87,7 +99,7 @@ class TestSeed:
         (
             "target.zzz",
             1,
-            "target.zzz: unknown key; the keys are sparsity, params, macs",
+            "target.zzz: unknown key; the keys are sparsity, macs, params, latency",
         ),
         (
             "criterion",
@@ -110,13 +122,37 @@ class TestSeed:
         (
             "target",
             {"macs": 0.5, "params": 0.5},
-            "target: exactly one of sparsity, params, macs must be given, but got params, macs",
+            "target: exactly one of sparsity, macs, params, latency must be given, "
+            "but got macs, params",
         ),
         (
             "target",
             {},
-            "target: exactly one of sparsity, params, macs must be given, but got none",
+            "target: exactly one of sparsity, macs, params, latency must be given, but got none",
         ),
+        (
+            "limits",
+            {"8": 1.5},
+            "limits: of '8' must be a share in [0.0, 1.0] that may go, "
+            "or a whole number of units that stay, but got 1.5",
+        ),
+        ("max_sparsity", 2, "max_sparsity: must satisfy 0 <= max_sparsity <= 1, but got 2.0"),
+        ("protect", "8", "protect: must be a valid tuple, but got '8'"),
+        ("options", {"p": 3}, "options: criterion 'l2' has no options, but got 'p'"),
+        (
+            "aggregation",
+            "men",
+            "aggregation: must be one of first, max, mean, sum, but got 'men'; "
+            "did you mean 'mean'?",
+        ),
+        (
+            "normalisation",
+            "men",
+            "normalisation: must be one of l2, max, mean, none, rank, but got "
+            "'men'; did you mean 'mean'?",
+        ),
+        ("timing", {"batch": 0}, "timing: batch must be at least 1, but got 0"),
+        ("timing", {"bach": 1}, "timing.bach: unknown key; did you mean 'batch'?"),
         ("round_to", 0, "round_to: must be greater than or equal to 1, but got 0"),
         (
             "seed",

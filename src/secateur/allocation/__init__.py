@@ -8,7 +8,7 @@ from secateur.allocation.choose import (
     check_target,
     check_targets,
 )
-from secateur.allocation.limits import Limit
+from secateur.allocation.limits import Limit, check_limits, check_patterns
 from secateur.allocation.order import SCOPES
 from secateur.allocation.timed import Measure
 
@@ -19,7 +19,9 @@ __all__ = [
     "Limit",
     "Measure",
     "allocate",
+    "check_limits",
     "check_options",
+    "check_patterns",
     "check_target",
     "check_targets",
 ]

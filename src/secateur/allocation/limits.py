@@ -65,6 +65,16 @@ def check_protect(protect: Sequence[str]) -> None:
             raise InputError(f"protect must hold patterns, but got {pattern!r}")
 
 
+def check_patterns(graph: Graph, protect: Sequence[str], limits: Mapping[str, Limit]) -> None:
+    """Refuse patterns that match nothing, before any long work.
+
+    Raises:
+        InputError: names the pattern and the nearest names.
+    """
+    protected(graph, protect)
+    ceilings(graph, limits)
+
+
 def protected(graph: Graph, patterns: Sequence[str]) -> set[str]:
     """Return the names of the groups that ``patterns`` keep whole.
 

@@ -7,13 +7,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from secateur.allocation import SCOPES, check_target
+from secateur.allocation import (
+    SCOPES,
+    TARGETS,
+    check_limits,
+    check_target,
+    check_targets,
+)
 from secateur.criteria import CRITERIA
+from secateur.criteria.combine import check_aggregation, check_normalisation
 from secateur.data import Augment
 from secateur.errors import InputError, unknown_name
 from secateur.finetune import TrainSettings
+from secateur.latency import Timing
 
 
 class _Settings(BaseModel):
@@ -41,27 +56,22 @@ class DataSettings(_Settings):
 
 
 class Target(_Settings):
-    """How much to remove (``sparsity``) or to keep (``params``, ``macs``): exactly one."""
+    """How much to remove (``sparsity``) or to keep (the others): exactly one."""
 
     sparsity: float | None = None
-    params: float | None = None
     macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
 
     @property
     def given(self) -> dict[str, float]:
         """The one target, by name."""
-        every = {"sparsity": self.sparsity, "params": self.params, "macs": self.macs}
+        every = {name: getattr(self, name) for name in TARGETS}
         return {name: value for name, value in every.items() if value is not None}
 
     @model_validator(mode="after")
     def _one(self) -> Target:
-        if len(self.given) != 1:
-            named = ", ".join(self.given) or "none"
-            raise InputError(
-                f"exactly one of sparsity, params, macs must be given, but got {named}"
-            )
-        for name, value in self.given.items():
-            check_target(name, value)
+        check_targets(self.given)
         return self
 
 
@@ -123,7 +133,15 @@ class RunConfig(RunSettings):
         data: images to calibrate, train and judge with.
         criterion: which units go first.
         target: how many go.
-        scope: what competes: "local" or "global".
+        options: of the criterion, by name.
+        aggregation: how a unit's values in its group's slots become one.
+        scope: what competes: "local", "global" or "isomorphic".
+        normalisation: what a group's scores are divided by before groups compete.
+        protect: patterns of groups, parameters and kinds that stay whole.
+        limits: pattern of group names -> the largest share that may go, or the fewest units
+            that stay.
+        max_sparsity: the largest share that may go from groups without such a limit.
+        timing: how a target of latency is measured; ``threads`` of the run go before its own.
         round_to: keep a multiple of this many units in every group that is cut.
         finetune: how to get the accuracy back; 0 epochs leave the cut network as it is.
         speed: how inferences per second are measured.
@@ -137,19 +155,57 @@ class RunConfig(RunSettings):
     weights: str | None = None
     data: DataSettings
     criterion: str = "taylor"
+    options: dict[str, Any] = Field(default_factory=dict)
+    aggregation: str = "sum"
     target: Target
+    normalisation: str = "mean"
+    protect: tuple[str, ...] = ()
+    limits: dict[str, int | float] = Field(default_factory=dict)
+    max_sparsity: float | None = None
+    timing: Timing = Timing()
     round_to: int = Field(default=1, ge=1)
 
     @model_validator(mode="before")
     @classmethod
     def _no_target(cls, raw: Any) -> Any:
-        # An empty target says which three there are; a missing one would only be "required".
+        # An empty target says which there are; a missing one would only be "required".
         return {"target": {}, **raw} if isinstance(raw, Mapping) else raw
 
     @field_validator("criterion")
     @classmethod
     def _known_criterion(cls, value: str) -> str:
         return CRITERIA[value].name
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "criterion" in info.data:
+            CRITERIA[info.data["criterion"]].with_options(**value)
+        return value
+
+    @field_validator("aggregation")
+    @classmethod
+    def _known_aggregation(cls, value: str) -> str:
+        check_aggregation(value)
+        return value
+
+    @field_validator("normalisation")
+    @classmethod
+    def _known_normalisation(cls, value: str) -> str:
+        check_normalisation(value)
+        return value
+
+    @field_validator("limits")
+    @classmethod
+    def _valid_limits(cls, value: dict[str, int | float]) -> dict[str, int | float]:
+        check_limits(value, None)
+        return value
+
+    @field_validator("max_sparsity")
+    @classmethod
+    def _a_share(cls, value: float | None) -> float | None:
+        check_limits({}, value)
+        return value
 
 
 class DemoConfig(RunSettings):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rich.progress import Progress
 
-from secateur.allocation import allocate
+from secateur.allocation import allocate, check_patterns
 from secateur.criteria import score
 from secateur.data import batches, load_data
 from secateur.plan import Plan
@@ -49,13 +50,14 @@ def _prune(run: Run, config: RunConfig) -> Result:
     options = config.data.model_dump(exclude={"batch_size", "augment"})
     data = load_data(**options, seed=config.seed, progress=run.progress)
     subject = stages.inspect_subject(model, data)
+    check_patterns(subject.graph, config.protect, config.limits)
     factory = kept.factory_for(config.model, model)
     store.claim(run.folder, to_yaml(config))
     if data.skipped:
         say(run.progress, f"{data.skipped} unreadable images are left out")
     dense = kept.judged(run, "dense-validation", model, data, "validation")
     say(run.progress, f"dense: {dense.accuracy:.2%} on validation")
-    plan = kept.planned(run, lambda: _plan(config, subject))
+    plan = kept.planned(run, lambda: _plan(run, config, subject))
     pruned, check = stages.cut_and_verify(subject, plan)
     # Saved before it is trained: what cannot be saved must not be found out after hours.
     kept.stored(run, pruned, factory, config.arguments)
@@ -92,12 +94,28 @@ def _prune(run: Run, config: RunConfig) -> Result:
     )
 
 
-def _plan(config: RunConfig, subject: Subject) -> Plan:
-    calibration = batches(subject.data.calibration, config.data.batch_size)
+def _plan(run: Run, config: RunConfig, subject: Subject) -> Plan:
+    scores = score(
+        subject.graph,
+        config.criterion,
+        batches(subject.data.calibration, config.data.batch_size),
+        seed=config.seed,
+        aggregation=config.aggregation,
+        options=config.options,
+        progress=run.progress,
+    )
+    threads = config.threads or config.timing.threads
     return allocate(
         subject.graph,
-        score(subject.graph, config.criterion, calibration, seed=config.seed),
+        scores,
         **config.target.given,
         scope=config.scope,
+        normalisation=config.normalisation,
         round_to=config.round_to,
+        protect=config.protect,
+        limits=config.limits,
+        max_sparsity=config.max_sparsity,
+        timing=dataclasses.replace(config.timing, threads=threads),
+        measure=None,
+        progress=run.progress,
     )
