@@ -106,8 +106,8 @@ def finetune(
             f"{'none' if teacher is None else 'one'} and {settings.distill_weight}"
         )
     check_masks(model, masks or {})
-    _check_hook(hook, settings, steps_per_epoch(train_loader, settings))
     accelerator = accelerator_for(settings.mixed_precision, trackers, logs or folder)
+    _check_hook(hook, settings, steps_per_epoch(train_loader, settings, accelerator.num_processes))
     optimizer = _optimizer(model, settings)
     asked = _asked(settings, phase, teacher, masks, hook)
     state = _start(folder, resume, asked, model, settings)
@@ -160,9 +160,9 @@ def finetune(
     return tuple(standing.history)
 
 
-def steps_per_epoch(loader: DataLoader[Any], settings: TrainSettings) -> int:
-    """Return how many optimiser steps an epoch has."""
-    return math.ceil(len(loader) / settings.accumulate)
+def steps_per_epoch(loader: DataLoader[Any], settings: TrainSettings, processes: int = 1) -> int:
+    """Return how many optimiser steps an epoch has; processes share its batches."""
+    return math.ceil(math.ceil(len(loader) / processes) / settings.accumulate)
 
 
 class _NotANumber(Exception):

@@ -10,6 +10,7 @@ one; a damaged newest checkpoint therefore has one before it.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ def prepare_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
+        probe = folder / f".probe-{os.getpid()}"
         probe.write_bytes(b"secateur")
         probe.unlink()
     except OSError as error:
