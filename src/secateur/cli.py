@@ -95,6 +95,8 @@ def demo(
         "secateur prune examples/resnet56_cifar10.yaml --epochs 3 --output runs/longer",
         "secateur prune --model net.py:build --arg classes=5 --weights net.safetensors \\",
         "    --data photos --image-size 64 --criterion taylor --macs 0.5 --epochs 2",
+        "secateur prune examples/resnet56_cifar10.yaml --latency 0.5 --scope isomorphic \\",
+        "    --protect kind:head --group-limit 'layer1.*=0.3'",
         "secateur prune runs/longer/config.yaml --resume",
     )
 )
@@ -134,6 +136,14 @@ def prune(
     criterion: Annotated[
         str | None, typer.Option("--criterion", "-c", help="Which units go first.")
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="NAME=VALUE", help="Of the criterion; repeatable."),
+    ] = None,
+    aggregation: Annotated[
+        str | None,
+        typer.Option("--aggregation", help="Over a group's slots: sum, mean, max or first."),
+    ] = None,
     sparsity: Annotated[
         float | None, typer.Option("--sparsity", help="Share of units to remove, 0 <= s < 1.")
     ] = None,
@@ -141,8 +151,39 @@ def prune(
         float | None, typer.Option("--params", help="Share of parameters to keep.")
     ] = None,
     macs: Annotated[float | None, typer.Option("--macs", help="Share of MACs to keep.")] = None,
+    latency: Annotated[
+        float | None, typer.Option("--latency", help="Share of the time to keep, measured here.")
+    ] = None,
+    latency_batch: Annotated[
+        int | None, typer.Option("--latency-batch", help="Images in a pass that is timed.")
+    ] = None,
     scope: Annotated[
-        str | None, typer.Option("--scope", help="What competes: local (each group) or global.")
+        str | None,
+        typer.Option("--scope", help="What competes: local (each group), global or isomorphic."),
+    ] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option("--normalisation", help="Of a group's scores: none, mean, max, l2 or rank."),
+    ] = None,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protect",
+            metavar="PATTERN",
+            help="Groups, parameters or kind:NAME that stay whole; repeatable.",
+        ),
+    ] = None,
+    group_limits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--group-limit",
+            metavar="PATTERN=LIMIT",
+            help="Largest share to go (0.5) or fewest units to stay (8) of groups; repeatable.",
+        ),
+    ] = None,
+    max_sparsity: Annotated[
+        float | None,
+        typer.Option("--max-sparsity", help="Largest share to go of every other group."),
     ] = None,
     round_to: Annotated[
         int | None, typer.Option("--round-to", help="Keep a multiple of this in each group.")
@@ -162,8 +203,9 @@ def prune(
 ) -> None:
     """Prune your network: by flags, by one YAML file, or by a file that flags override.
 
-    Needs a model, data and exactly one of --sparsity, --params and --macs. The run folder then
-    holds config.yaml, result.json, plan.json, model.safetensors, model.json and report.html.
+    Needs a model, data and exactly one of --sparsity, --params, --macs and --latency. The run
+    folder then holds config.yaml, result.json, plan.json, model.safetensors, model.json and
+    report.html.
     """
     flags = _given(
         model=model,
@@ -177,8 +219,13 @@ def prune(
             skip_unreadable=skip_unreadable or None,
         ),
         criterion=criterion,
-        target=_given(sparsity=sparsity, params=params, macs=macs),
+        aggregation=aggregation,
+        target=_given(sparsity=sparsity, params=params, macs=macs, latency=latency),
+        timing=_given(batch=latency_batch),
         scope=scope,
+        normalisation=normalisation,
+        protect=protect,
+        max_sparsity=max_sparsity,
         round_to=round_to,
         finetune=_given(epochs=epochs, lr=lr, optimizer=optimizer),
         output=output,
@@ -192,6 +239,10 @@ def prune(
 
         if arguments:
             flags["arguments"] = _pairs(arguments)
+        if options:
+            flags["options"] = _pairs(options, "option")
+        if group_limits:
+            flags["limits"] = _pairs(group_limits, "group-limit", str)
         raw = merge(read_mapping(run) if run else {}, flags)
         _check_resume(resume, raw.get("output"))
         config = with_output(parse(RunConfig, raw, str(run or "")), "prune")
@@ -314,17 +365,19 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``name=value`` arguments; values are YAML, so that 3 is a number and a, b a text."""
+def _pairs(
+    texts: Sequence[str], flag: str = "arg", good: Callable[[str], object] = str.isidentifier
+) -> dict[str, Any]:
+    """Read ``name=value``; values are YAML, so that 3 is a number and a, b a text."""
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"arg must look like name=value, but got {text!r}")
+        if not equals or not good(name):
+            raise InputError(f"{flag} must look like name=value, but got {text!r}")
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise InputError(f"arg must have a value in YAML, but got {text!r}") from error
+            raise InputError(f"{flag} must have a value in YAML, but got {text!r}") from error
     return found
 
 
