@@ -25,7 +25,9 @@ from zoo.catalogue import (
 import secateur
 from secateur.errors import InputError
 from secateur.graph import Group
+from secateur.models import load_model
 from secateur.planning import make_plan
+from secateur.study.inspection import inspected
 
 transformers = pytest.importorskip("transformers", reason="Hugging Face models need transformers")
 
@@ -277,3 +279,53 @@ def test_plans_keep_the_configs_through_json() -> None:
     again = secateur.Plan.from_json(plan.to_json())
     assert again == plan
     assert again.attributes["config.hidden_size"] == 16
+
+
+class TestByName:
+    """``hf:FOLDER``, as the command line takes it; nothing is downloaded."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        model: Any = CATALOGUE["transformers/llama"].build()
+        model.save_pretrained(tmp_path / "llama")
+        return tmp_path / "llama"
+
+    def test_the_class_of_the_config(self, folder: Path) -> None:
+        model = load_model(f"hf:{folder}")
+        assert type(model).__name__ == "LlamaForCausalLM"
+        assert not any(p.is_meta for p in model.parameters())
+
+    def test_another_class_and_field(self, folder: Path) -> None:
+        asked = {"architecture": "AutoModel", "num_hidden_layers": 1}
+        model: Any = load_model(f"hf:{folder}", asked)
+        assert (type(model).__name__, len(model.layers)) == ("LlamaModel", 1)
+
+    def test_a_config_alone_is_enough_for_shapes(self, folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        for asked in ({}, {"architecture": "AutoModelForCausalLM"}):
+            model = load_model(f"hf:{folder}", asked, meta=True)
+            assert all(p.is_meta for p in model.parameters())
+            assert type(model).__name__ == "LlamaForCausalLM"
+
+    def test_inspect(self, folder: Path) -> None:
+        found = inspected(f"hf:{folder}", {}, None, tokens=8, meta=True)
+        kinds = {group["kind"] for group in found["groups"]}
+        assert kinds == {"embedding", "kv_head", "head", "head_dim", "neuron"}
+        neurons = [group for group in found["groups"] if group["kind"] == "neuron"]
+        assert [group["size"] for group in neurons] == [48, 48]
+        assert neurons[0]["into"] == ["model.layers.0.mlp.down_proj"]
+        json.dumps(found)
+
+    def test_inspect_a_model_with_a_decoder(self, tmp_path: Path) -> None:
+        t5: Any = CATALOGUE["transformers/t5"].build()
+        t5.model.save_pretrained(tmp_path / "t5")
+        found = inspected(f"hf:{tmp_path / 't5'}", {}, None, tokens=8)
+        assert sum(group["kind"] == "head" for group in found["groups"]) > 1
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"model 'hf:.*nowhere' cannot be loaded: OSError"):
+            load_model(f"hf:{tmp_path / 'nowhere'}")
+
+    def test_no_such_architecture(self, folder: Path) -> None:
+        with pytest.raises(InputError, match="did you mean 'LlamaForCausalLM'"):
+            load_model(f"hf:{folder}", {"architecture": "LlamaForCasualLM"})

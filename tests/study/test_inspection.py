@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import write_net
 from torch import nn
 
-from secateur.errors import TraceError
+from secateur.errors import InputError, TraceError
 from secateur.study.inspection import inspected
 from secateur.study.stages import widths
 
@@ -49,3 +50,68 @@ def test_widths_know_transposed_convolutions() -> None:
 
     found = [(w.layer, w.dense, w.pruned) for w in widths(build(4), build(2))]
     assert found == [("0", 4, 2), ("1", 8, 4)]
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.out = nn.Linear(6, 3)
+    def forward(self, ids):
+        return self.out(self.table(ids))
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 6), nn.Linear(5, 6)
+        self.out = nn.Linear(6, 2)
+    def forward(self, a, b):
+        return self.out(self.left(a) + self.right(b))
+
+def pair():
+    return {"a": torch.zeros(2, 4), "b": torch.zeros(2, 5)}
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> str:
+    (tmp_path / "nets.py").write_text(NETS)
+    return str(tmp_path / "nets.py")
+
+
+def test_tokens(nets: str) -> None:
+    found = inspected(f"{nets}:Tagger", {}, None, tokens=7)
+    (group,) = found["groups"]
+    assert (group["name"], group["size"], group["out_of"]) == ("table", 6, ["table"])
+    assert (found["input"], found["macs"]) == ("7 tokens", 7 * 6 * 3)
+
+
+def test_inputs_of_ones_own(nets: str) -> None:
+    found = inspected(f"{nets}:Pair", {}, None, inputs=f"{nets}:pair")
+    (group,) = found["groups"]
+    assert (group["size"], set(group["out_of"]), group["into"]) == (6, {"left", "right"}, ["out"])
+
+
+def test_without_weights_the_same_is_found(nets: str) -> None:
+    whole = inspected(f"{nets}:Tagger", {}, None, tokens=7)
+    assert inspected(f"{nets}:Tagger", {}, None, tokens=7, meta=True) == whole
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "exactly one of input, tokens and inputs must be given, but got none"),
+        ({"tokens": 3, "shape": (3,)}, "must be given, but got input, tokens"),
+        ({"tokens": 0}, "tokens must be at least 1, but got 0"),
+        ({"tokens": 3, "meta": True, "weights": "w.safetensors"}, "weights must not be given"),
+        ({"inputs": "nothing"}, "inputs must be 'package.module:callable'"),
+    ],
+)
+def test_which_input(nets: str, asked: dict[str, Any], told: str) -> None:
+    arguments = {"weights": None, **asked}
+    with pytest.raises(InputError, match=told):
+        inspected(f"{nets}:Tagger", {}, **arguments)
