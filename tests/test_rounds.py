@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from secateur import allocate, score, trace
+from secateur import allocate, cut, score, trace
 from secateur.errors import CheckpointError, InputError, PlanError
 from secateur.finetune import TrainSettings, finetune, steps_per_epoch
 from secateur.rounds import (
@@ -308,6 +308,19 @@ class TestStructures:
         assert sizes == [tuple(sorted(sizes[0]))]
         conv, dense = outcome.model[4], outcome.model[8]
         assert (conv.out_channels, dense.out_features) == (13 - 7, 20 - 11)
+
+    def test_without_training_rounds_are_one_cut_by_their_one_plan(self) -> None:
+        model = network()
+        outcome = structure_rounds(
+            model, EXAMPLE, *loaders(), TrainSettings(epochs=0), [0.2, 0.4, 0.7],
+            criterion="random", seed=4, scoring={"aggregation": "mean"},
+        )  # fmt: skip
+        at_once = cut(model, outcome.plan)
+        assert same(weights(at_once), weights(outcome.model))
+        assert outcome.plan.pruned == outcome.plans[-1].pruned
+        assert {name: len(units) for name, units in outcome.plan.removed.items()} == {
+            name: math.floor(0.7 * size) for name, size in outcome.plan.sizes.items()
+        }
 
     def test_macs_are_counted_on_the_dense_network(self) -> None:
         model, found = network(), list[float]()

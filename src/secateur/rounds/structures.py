@@ -47,9 +47,17 @@ Units = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class PrunedInRounds(Generic[M]):
-    """The network, the plan of each round (on the network of the round before), the records."""
+    """What rounds of cutting gave.
+
+    Attributes:
+        model: the pruned network.
+        plan: all that was removed, as one plan for the dense network.
+        plans: of each round, for the network of the round before.
+        rounds: the records.
+    """
 
     model: M
+    plan: Plan
     plans: tuple[Plan, ...]
     rounds: tuple[Round, ...]
 
@@ -66,6 +74,7 @@ def structure_rounds(
     criterion: str = "l2",
     calibration: Batches | None = None,
     seed: int = 0,
+    scoring: Mapping[str, Any] | None = None,
     allocation: Mapping[str, Any] | None = None,
     rewind: Mapping[str, Tensor] | None = None,
     phase: str = "round",
@@ -89,6 +98,7 @@ def structure_rounds(
         criterion: which units go first, judged anew in each round.
         calibration: (inputs, labels) batches, for criteria that need data.
         seed: for criteria that draw.
+        scoring: further arguments of :func:`secateur.score` ("aggregation", "options" ...).
         allocation: further arguments of :func:`secateur.allocate` ("scope", "round_to" ...).
         rewind: weights (a state dict of the dense network) that the kept units start each
             round from again: a lottery ticket of structures.
@@ -112,13 +122,13 @@ def structure_rounds(
     if rewind is not None:
         check_weights(model, rewind)
     trainings = state.each_settings(settings, len(targets))
-    options = dict(allocation or {})
     asked = {
         "target": target,
         "targets": list(targets),
         "criterion": CRITERIA[criterion].name,
         "score_seed": seed,
-        "allocation": {key: repr(value) for key, value in sorted(options.items())},
+        "scoring": {key: repr(value) for key, value in sorted((scoring or {}).items())},
+        "allocation": {key: repr(value) for key, value in sorted((allocation or {}).items())},
         "rewind": None if rewind is None else digest(rewind),
         "settings": [dataclasses.asdict(entry) for entry in trainings],
         "teacher": None if teacher is None else digest(snapshot(teacher)),
@@ -135,8 +145,8 @@ def structure_rounds(
             now.load_state_dict(standing.weights)
     for number, share in enumerate(targets[len(rounds) :], start=len(rounds) + 1):
         graph = trace(now, example_inputs)
-        scores = score(graph, criterion, calibration, seed=seed)
-        limits: dict[str, Any] = {target: share, **options}
+        scores = score(graph, criterion, calibration, seed=seed, **(scoring or {}))
+        limits: dict[str, Any] = {target: share, **(allocation or {})}
         wished = allocate(dense, _dense_scores(scores, alive, dense), **limits)
         plan = make_plan(graph, _new(wished.removed, alive))
         cut_now = cut(now, plan)
@@ -155,13 +165,14 @@ def structure_rounds(
             teacher=teacher,
             progress=progress,
         )
-        gone = 1 - plan.pruned.params / dense.cost().params
-        rounds += (Round(number, share, gone, history),)
+        removed = 1 - plan.pruned.params / dense.cost().params
+        rounds += (Round(number, share, removed, history),)
         texts = tuple(entry.to_json() for entry in plans)
         state.keep(folder, Standing(rounds, snapshot(now), plans=texts), asked)
         if each is not None:
             each(rounds[-1], now)
-    return PrunedInRounds(now, tuple(plans), rounds)
+    gone = _in_dense_units(dense, plans)
+    return PrunedInRounds(now, make_plan(dense, gone), tuple(plans), rounds)
 
 
 def _check_targets(target: str, targets: Sequence[float]) -> None:
@@ -201,6 +212,17 @@ def _new(wished: Units, alive: Units) -> dict[str, tuple[int, ...]]:
         # A round never takes the last unit, whatever an earlier one had to leave.
         found[name] = new[: len(alive[name]) - 1]
     return {name: units for name, units in found.items() if units}
+
+
+def _in_dense_units(dense: Graph, plans: Sequence[Plan]) -> dict[str, tuple[int, ...]]:
+    """Return all that the plans remove, one after the other, in units of the dense network."""
+    alive: Units = {group.name: range(group.size) for group in dense.groups}
+    gone: dict[str, tuple[int, ...]] = {}
+    for plan in plans:
+        for name, units in plan.removed.items():
+            gone[name] = gone.get(name, ()) + tuple(alive[name][unit] for unit in units)
+        alive = _after(alive, plan)
+    return gone
 
 
 def _after(alive: Units, plan: Plan) -> dict[str, list[int]]:
