@@ -97,9 +97,7 @@ class TestPrune:
             --option statistic=max_abs --epochs 0"""
         outcome = secateur("prune", path, *flags.split())
         assert outcome.exit_code == 2
-        assert (
-            "sparsity=0.75 cannot be met: the limits let 2 of 8 units go from 4" in outcome.stderr
-        )
+        assert "sparsity=0.75 cannot be met: the limits let 2 of 8" in outcome.stderr
         outcome = secateur("prune", path, *flags.replace("0.75", "0.25").split(), "--output",
                            tmp_path / "other")  # fmt: skip
         assert outcome.exit_code == 0, outcome.output

@@ -54,6 +54,26 @@ def test_it_is_the_sum_of_its_parts(criterion: str, scope: str) -> None:
     assert result.check == secateur.verify(model, pruned, plan, image())
 
 
+def test_every_choice_is_handed_on() -> None:
+    model = network()
+    how: dict[str, Any] = {
+        "scope": "global", "normalisation": "max", "limits": {"0": 0.25}, "max_sparsity": 0.7,
+        "protect": ["param:7.bias"],
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"param:7\.bias"):
+        secateur.prune(model, image(), sparsity=0.3, **how)
+    how["protect"] = ["group:3"]
+    options = {"statistic": "max_abs"}
+    result = secateur.prune(
+        model, image(), criterion="weight_statistic", options=options, aggregation="max",
+        sparsity=0.2, **how,
+    )  # fmt: skip
+    graph = secateur.trace(model, image())
+    scores = secateur.score(graph, "weight_statistic", options=options, aggregation="max")
+    assert result.plan == secateur.allocate(graph, scores, sparsity=0.2, **how)
+    assert {name: len(units) for name, units in result.plan.removed.items()} == {"0": 1}
+
+
 def test_l2_is_what_is_taken_when_nothing_is_said() -> None:
     model = network()
     assert secateur.prune(model, image(), sparsity=0.5).plan == (
@@ -103,6 +123,14 @@ class NeverCalled(nn.Module):
         ({"sparsity": 1.0}, "sparsity must satisfy 0 <= sparsity < 1, but got 1.0"),
         ({"macs": 0.0}, "macs must satisfy 0 < macs <= 1, but got 0.0"),
         ({"params": 2}, "params must satisfy 0 < params <= 1, but got 2"),
+        ({"latency": 2}, "latency must satisfy 0 < latency <= 1, but got 2"),
+        ({"sparsity": 0.5, "scope": "all"}, "scope must be one of local, global, isomorphic"),
+        ({"sparsity": 0.5, "normalisation": "l3"}, "normalisation must be one of"),
+        ({"sparsity": 0.5, "aggregation": "l3"}, "aggregation must be one of"),
+        ({"sparsity": 0.5, "options": {"p": 3}}, "criterion 'l2' has no options, but got 'p'"),
+        ({"sparsity": 0.5, "limits": {"a": 2.0}}, "limits of 'a' must be a share"),
+        ({"sparsity": 0.5, "max_sparsity": 2}, "max_sparsity must satisfy"),
+        ({"sparsity": 0.5, "protect": "a"}, "protect must be a list of patterns"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(arguments: dict[str, Any], words: str) -> None:
