@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import NETWORKS, build
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -321,6 +322,18 @@ class TestStructures:
         assert {name: len(units) for name, units in outcome.plan.removed.items()} == {
             name: math.floor(0.7 * size) for name, size in outcome.plan.sizes.items()
         }
+
+    @pytest.mark.parametrize("name", ["resnext", "vit", "llama", "lstm"])
+    def test_units_keep_their_places_in_any_network(self, name: str) -> None:
+        model = build(name)
+        none = DataLoader(TensorDataset(torch.zeros(2, 1)), batch_size=2)
+        outcome = structure_rounds(
+            model, NETWORKS[name].inputs(2), none, none, TrainSettings(epochs=0), [0.02, 0.3, 0.6]
+        )
+        left, right = weights(cut(model, outcome.plan)), weights(outcome.model)
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert torch.allclose(value, right[key], rtol=1e-12, atol=0)
 
     def test_macs_are_counted_on_the_dense_network(self) -> None:
         model, found = network(), list[float]()
