@@ -198,7 +198,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-mixtures", action="store_true")
     parser.add_argument("--calibration", type=int, default=512, help="images from train")
     parser.add_argument("--limit", type=int, help="at most so many images per split, for a trial")
-    parser.add_argument("--batch", type=int, default=250)
+    parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write-only", action="store_true", help="write the page from the results")
