@@ -191,7 +191,7 @@ def test_bad_targets_are_refused(arguments: dict[str, Any], words: str) -> None:
         secateur.prune(network(), IMAGE, measure=by_parameters, **arguments)
 
 
-PATIENT = Timing(batch=4, repeats=30, seconds=2.0)
+PATIENT = Timing(batch=4, repeats=30, seconds=2.0, tolerance=0.15)
 
 
 @pytest.mark.slow
@@ -206,4 +206,4 @@ def test_on_this_machine() -> None:
     image = torch.zeros(1, 3, 32, 32)
     result = secateur.prune(model.eval(), image, latency=0.5, timing=PATIENT)
     again = relative_time(model, result.model, image, PATIENT)
-    assert abs(again / 0.5 - 1) <= 0.2
+    assert abs(again / 0.5 - 1) <= 0.35
