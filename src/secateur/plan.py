@@ -61,6 +61,7 @@ class Plan:
             derives from its shapes.
         lengths: (length, direction, dimension) of weight norms whose lengths shrink
             with their directions, so that the kept weights stay as they were.
+        notes: what a user should know of the plan.
     """
 
     removed: dict[str, tuple[int, ...]]
@@ -74,6 +75,7 @@ class Plan:
     pruned: Cost
     scales: tuple[Scale, ...] = ()
     lengths: tuple[tuple[str, str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Write the plan as JSON; runs of positions as "first-last"."""
@@ -116,6 +118,7 @@ class Plan:
                 for scale in data["scales"]
             )
             data["lengths"] = tuple((g, v, dim) for g, v, dim in data["lengths"])
+            data["notes"] = tuple(data.get("notes", ()))
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
             return Plan(**data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -8,6 +8,7 @@ from secateur.drift import DriftError, keep_numbers
 from secateur.errors import PlanError
 from secateur.graph import Graph, Mended
 from secateur.graph.groups import Removed
+from secateur.huggingface import keep_configs
 from secateur.plan import MaskPoint, Plan
 
 
@@ -32,7 +33,7 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
             raise PlanError(f"the model's code allows none of these units to go (groups {names})")
         plan = _lay_out(graph, mended, given_back)
         try:
-            return keep_numbers(graph, plan)
+            return keep_configs(graph, keep_numbers(graph, plan))
         except DriftError as error:
             name = _culprit(graph, mended, error.module)
             if name is None:
