@@ -141,6 +141,12 @@ _SHAPE_ONLY = frozenset(
                  "new_empty", "new_full")
 )  # fmt: skip
 _JOINS = ("aten.cat", "aten.stack")
+_SAME_ORDER = frozenset(
+    f"aten.{name}"
+    for name in ("view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "detach",
+                 "_to_copy")
+)  # fmt: skip
+_REORDERS = ("aten.repeat", "aten.roll", "aten.flip", "aten.constant_pad_nd")
 _NORMS = {"aten.native_layer_norm": (2, 3), "aten._fused_rms_norm": (2,)}
 
 
@@ -167,11 +173,9 @@ class _Walk:
                     continue
                 if node.op not in _MOVES or node.op in _JOINS or place > 0:
                     return False
-                numbers = torch.arange(wanted.numel()).reshape(wanted.shape)
-                result = _move(node, numbers)
+                result = _move(node, wanted)
                 parts = result if isinstance(result, (tuple, list)) else (result,)
-                for key, part in zip(node.outs, parts, strict=True):
-                    touched = wanted.flatten()[part.flatten()].reshape(part.shape)
+                for key, touched in zip(node.outs, parts, strict=True):
                     known = self.scaled.get(key)
                     beyond = touched if known is None else touched & ~known
                     if beyond.any() and not self._unread(key, beyond):
@@ -303,30 +307,43 @@ class _Walk:
         return list(found)
 
     def _moved(self, node: Node, out: int, wanted: Tensor, index: int) -> list[Source] | None:
-        """Follow elements through an operation that only moves them: run it on their numbers."""
+        """Follow elements back through an operation that only moves them."""
         joined = node.op in _JOINS
         refs = [r for r in (node.args[0] if joined else node.args[:1]) if isinstance(r, Ref)]
-        numbers, start = [], 1
-        for ref in refs:
-            shape = self.program.shape(ref)
-            count = int(torch.Size(shape).numel())
-            numbers.append(torch.arange(start, start + count).reshape(shape))
-            start += count
-        result = _move(node, numbers if joined else numbers[0])
-        moved = result[out] if isinstance(result, (tuple, list)) else result
-        hit = torch.zeros(start, dtype=torch.bool)
-        hit[moved[wanted].flatten()] = True
-        pieces = hit[1:].split([n.numel() for n in numbers])
-        masks = [piece.reshape(n.shape) for piece, n in zip(pieces, numbers, strict=True)]
+        shapes = [self.program.shape(ref) for ref in refs]
+        if node.op in _REORDERS:
+            masks = _undo_by_numbers(node, wanted, shapes[0])
+        elif node.op == "aten.cat":
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            masks = list(wanted.split([shape[dim] for shape in shapes], dim))
+        elif node.op == "aten.stack":
+            masks = list(wanted.unbind(node.args[1] if len(node.args) > 1 else 0))
+        elif node.op == "aten.expand":
+            masks = [_shrink(wanted, shapes[0])]
+        elif node.op in _SAME_ORDER:
+            masks = [wanted.reshape(shapes[0])]
+        else:
+            masks = [torch.zeros(shapes[0], dtype=torch.bool)]
+            view = _move(node, masks[0])  # it shares its memory with the mask
+            (view[out] if isinstance(view, (tuple, list)) else view).copy_(wanted)
         pairs = [(ref, mask) for ref, mask in zip(refs, masks, strict=True) if mask.any()]
         return self._all([ref for ref, _ in pairs], [mask for _, mask in pairs], index)
 
 
-def _move(node: Node, numbers: Tensor | list[Tensor]) -> Any:
-    """Run an operation that only moves elements on their numbers."""
+def _undo_by_numbers(node: Node, wanted: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    """Find where elements came from by moving their numbers, from 1; 0 came from nowhere."""
+    count = int(torch.Size(shape).numel())
+    moved = _move(node, torch.arange(1, count + 1).reshape(shape))
+    hit = torch.zeros(count + 1, dtype=torch.bool)
+    hit[moved[wanted].flatten()] = True
+    return [hit[1:].reshape(shape)]
+
+
+def _move(node: Node, tensor: Tensor) -> Any:
+    """Run an operation that only moves elements on something else of the same shape."""
     packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
     keywords = {} if node.op == "aten._to_copy" else node.kwargs
-    return getattr(packet, node.overload)(numbers, *node.args[1:], **keywords)
+    return getattr(packet, node.overload)(tensor, *node.args[1:], **keywords)
 
 
 def _shrink(wanted: Tensor, shape: tuple[int, ...]) -> Tensor:

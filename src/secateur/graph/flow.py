@@ -177,7 +177,11 @@ class Flow:
             self.give_up(node, "it reads a tensor that nothing produced")
         elif node.op in RULES or node.pointwise:
             self._check_positions(node)
-            RULES[node.op if node.op in RULES else "aten.add"](self, node)
+            try:
+                RULES[node.op if node.op in RULES else "aten.add"](self, node)
+            except (AssertionError, IndexError, TypeError, ValueError) as error:
+                # A form of the operation that its rule does not know: what was coupled stays so.
+                self.give_up(node, f"its rule does not cover this form ({error!r:.80})")
         else:
             self.give_up(node, "it has no rule")
         for key in node.outs:

@@ -212,8 +212,8 @@ class _Recorder(TorchDispatchMode):
         refs = self.refs(args)
         named = {name: self.refs(value) for name, value in kwargs.items()}
         returned = result if isinstance(result, (tuple, list)) else (result,)
-        if packet in _RESHAPED_IN_PLACE:
-            for tensor in returned:
+        for tensor in returned:
+            if packet in _RESHAPED_IN_PLACE or self._resized(tensor):
                 self._keys.pop(id(tensor))
         outs = tuple(self.key(t, "value") if isinstance(t, Tensor) else -1 for t in returned)
         node = Node(
@@ -232,6 +232,11 @@ class _Recorder(TorchDispatchMode):
         self._turns[self.running.path, family(packet)] += 1
         self.program.nodes.append(node)
         return result
+
+    def _resized(self, tensor: Any) -> bool:
+        """Tell whether an operation gave a tensor that was there before another shape."""
+        key = self._keys.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        return key is not None and self.program.tensors[key].shape != tuple(tensor.shape)
 
     def _same_layout(self, args: tuple[Any, ...]) -> bool:
         """Tell whether PyTorch itself, as pooling does, gives a tensor the layout that it has."""
