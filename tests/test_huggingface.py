@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,3 +331,20 @@ class TestByName:
     def test_no_such_architecture(self, folder: Path) -> None:
         with pytest.raises(InputError, match="did you mean 'LlamaForCausalLM'"):
             load_model(f"hf:{folder}", {"architecture": "LlamaForCasualLM"})
+
+
+@pytest.mark.slow
+def test_seven_billion_parameters_without_weights() -> None:
+    """In a process of its own, so that its memory is its own."""
+    script = Path(__file__).parent.parent / "benchmarks" / "large.py"
+    told = subprocess.run(
+        [sys.executable, str(script), "--json"], capture_output=True, text=True, check=True
+    ).stdout
+    found = json.loads(told.splitlines()[-1])
+    assert found["dense"] == 6_738_415_616
+    assert found["pruned"] == found["planned"] < found["dense"] / 3
+    assert found["config"]["hidden_size"] == 2048
+    assert found["notes"] == []
+    # The processor's seconds: others may be at work on the machine.
+    assert sum(cpu for _, cpu in found["steps"].values()) < 30
+    assert found["peak_gb"] < 2
