@@ -29,6 +29,7 @@ from secateur.data import Augment
 from secateur.errors import InputError, unknown_name
 from secateur.finetune import TrainSettings
 from secateur.latency import Timing
+from secateur.schedule import kept, sparsities
 
 
 class _Settings(BaseModel):
@@ -73,6 +74,27 @@ class Target(_Settings):
     def _one(self) -> Target:
         check_targets(self.given)
         return self
+
+
+class RoundSettings(_Settings):
+    """In how many turns of cutting and finetuning the target is reached, and by what steps.
+
+    See :func:`secateur.schedule.sparsities`; each round trains as ``finetune`` says.
+    """
+
+    schedule: str = "one-shot"
+    number: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> RoundSettings:
+        sparsities(self.schedule, 0.5, self.number)
+        return self
+
+    def targets(self, name: str, value: float) -> tuple[float, ...]:
+        """Return the target of each round, the last one as it was asked."""
+        if name == "sparsity":
+            return sparsities(self.schedule, value, self.number)
+        return (*kept(sparsities(self.schedule, 1 - value, self.number))[:-1], value)
 
 
 class SpeedSettings(_Settings):
@@ -143,7 +165,9 @@ class RunConfig(RunSettings):
         max_sparsity: the largest share that may go from groups without such a limit.
         timing: how a target of latency is measured; ``threads`` of the run go before its own.
         round_to: keep a multiple of this many units in every group that is cut.
-        finetune: how to get the accuracy back; 0 epochs leave the cut network as it is.
+        rounds: how often cutting and finetuning take turns.
+        finetune: how to get the accuracy back; 0 epochs leave the cut network as it is. With a
+            ``distill_weight``, the dense network is the teacher.
         speed: how inferences per second are measured.
         output: the run folder; None takes the first free ``runs/prune``, ``runs/prune-2`` ...
         seed: of all that is drawn.
@@ -164,6 +188,15 @@ class RunConfig(RunSettings):
     max_sparsity: float | None = None
     timing: Timing = Timing()
     round_to: int = Field(default=1, ge=1)
+    rounds: RoundSettings = RoundSettings()
+
+    @model_validator(mode="after")
+    def _rounds_of_shares(self) -> RunConfig:
+        if self.rounds.number > 1 and self.target.latency is not None:
+            raise InputError(
+                f"rounds must be 1 with a target of latency, but got {self.rounds.number}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -19,9 +19,10 @@ from secateur.measure import environment, quality
 from secateur.plan import Plan
 from secateur.report import write_report
 from secateur.results import CheckRecord, Epoch, Point, Quality, Result
+from secateur.rounds import PrunedInRounds, Round, structure_rounds
 from secateur.structure import describe
 from secateur.study import stages, store
-from secateur.study.config import RunSettings, to_plain
+from secateur.study.config import RunConfig, RunSettings, to_plain
 from secateur.study.stages import Subject
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -66,8 +67,12 @@ def trained(
     settings: TrainSettings,
     phase: str,
     augment: Augment | None = None,
+    teacher: nn.Module | None = None,
 ) -> tuple[Epoch, ...]:
-    """Train ``model`` in place, on from where an earlier run stopped; 0 epochs do nothing."""
+    """Train ``model`` in place, on from where an earlier run stopped; 0 epochs do nothing.
+
+    ``teacher`` is asked where the settings give it a weight.
+    """
     if not settings.epochs:
         return ()
     return finetune(
@@ -78,6 +83,55 @@ def trained(
         phase=phase,
         folder=run.stage(phase),
         resume=True,
+        teacher=teacher if settings.distill_weight else None,
+        progress=run.progress,
+    )
+
+
+def in_rounds(run: Run, config: RunConfig, subject: Subject) -> PrunedInRounds[nn.Module]:
+    """Cut and finetune in turns, on from where an earlier run stopped."""
+    data, settings = subject.data, config.finetune
+    ((target, share),) = config.target.given.items()
+
+    def tell(done: Round, now: nn.Module) -> None:
+        best = max((entry.val_accuracy for entry in done.history), default=None)
+        on = "" if best is None else f", {best:.2%} on validation"
+        stages.say(
+            run.progress,
+            f"round {done.number} of {config.rounds.number}: "
+            f"{1 - done.removed:.1%} of the parameters left{on}",
+        )
+
+    return structure_rounds(
+        subject.model,
+        subject.example,
+        batches(
+            data.train,
+            run.batch_size,
+            shuffle=True,
+            seed=settings.seed,
+            augment=config.data.augment,
+        ),
+        batches(data.validation, run.batch_size),
+        settings,
+        config.rounds.targets(target, share),
+        target=target,
+        criterion=config.criterion,
+        calibration=batches(data.calibration, run.batch_size),
+        seed=config.seed,
+        scoring={"aggregation": config.aggregation, "options": config.options},
+        allocation={
+            "scope": config.scope,
+            "normalisation": config.normalisation,
+            "round_to": config.round_to,
+            "protect": config.protect,
+            "limits": config.limits,
+            "max_sparsity": config.max_sparsity,
+        },
+        folder=run.stage("rounds"),
+        resume=True,
+        teacher=subject.model if settings.distill_weight else None,
+        each=tell,
         progress=run.progress,
     )
 

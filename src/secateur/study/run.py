@@ -11,7 +11,7 @@ from secateur.allocation import allocate, check_patterns
 from secateur.criteria import score
 from secateur.data import batches, load_data
 from secateur.plan import Plan
-from secateur.results import Result
+from secateur.results import CheckRecord, Epoch, Result
 from secateur.study import kept, stages, store
 from secateur.study.config import RunConfig, to_plain, to_yaml
 from secateur.study.kept import Run
@@ -57,23 +57,9 @@ def _prune(run: Run, config: RunConfig) -> Result:
         say(run.progress, f"{data.skipped} unreadable images are left out")
     dense = kept.judged(run, "dense-validation", model, data, "validation")
     say(run.progress, f"dense: {dense.accuracy:.2%} on validation")
-    plan = kept.planned(run, lambda: _plan(run, config, subject))
-    pruned, check = stages.cut_and_verify(subject, plan)
-    # Saved before it is trained: what cannot be saved must not be found out after hours.
-    kept.stored(run, pruned, factory, config.arguments)
-    after = kept.judged(run, "cut-validation", pruned, data, "validation")
-    say(
-        run.progress,
-        f"cut: {after.accuracy:.2%} on validation, {share(plan)}, "
-        f"largest error against the masked network {check.max_error:.1e}",
-    )
-    history = kept.trained(run, pruned, data, config.finetune, "finetune", config.data.augment)
-    told = [f"dense {dense.accuracy:.2%}", f"cut {after.accuracy:.2%}"]
-    if history:
-        kept.stored(run, pruned, factory, config.arguments)
-        best = max(entry.val_accuracy for entry in history)
-        told.append(f"finetuned {best:.2%}")
-        say(run.progress, f"finetuned: {best:.2%} on validation")
+    told = [f"dense {dense.accuracy:.2%}"]
+    shrink = _at_once if config.rounds.number == 1 else _in_rounds
+    plan, check, history = shrink(run, config, subject, factory, told)
     notes = [f"Accuracy on validation: {', '.join(told)}."]
     if data.skipped:
         notes.append(f"{data.skipped} unreadable images were left out.")
@@ -92,6 +78,47 @@ def _prune(run: Run, config: RunConfig) -> Result:
         history=history,
         notes=notes,
     )
+
+
+def _at_once(
+    run: Run, config: RunConfig, subject: Subject, factory: str | None, told: list[str]
+) -> tuple[Plan, CheckRecord, tuple[Epoch, ...]]:
+    """Cut, store, train and store again."""
+    data = subject.data
+    plan = kept.planned(run, lambda: _plan(run, config, subject))
+    pruned, check = stages.cut_and_verify(subject, plan)
+    # Saved before it is trained: what cannot be saved must not be found out after hours.
+    kept.stored(run, pruned, factory, config.arguments)
+    after = kept.judged(run, "cut-validation", pruned, data, "validation")
+    told.append(f"cut {after.accuracy:.2%}")
+    say(
+        run.progress,
+        f"cut: {after.accuracy:.2%} on validation, {share(plan)}, "
+        f"largest error against the masked network {check.max_error:.1e}",
+    )
+    history = kept.trained(
+        run, pruned, data, config.finetune, "finetune", config.data.augment, subject.model
+    )
+    if history:
+        kept.stored(run, pruned, factory, config.arguments)
+        best = max(entry.val_accuracy for entry in history)
+        told.append(f"finetuned {best:.2%}")
+        say(run.progress, f"finetuned: {best:.2%} on validation")
+    return plan, check, history
+
+
+def _in_rounds(
+    run: Run, config: RunConfig, subject: Subject, factory: str | None, told: list[str]
+) -> tuple[Plan, CheckRecord, tuple[Epoch, ...]]:
+    """Cut and train in turns; the proof is of all cuts as one."""
+    outcome = kept.in_rounds(run, config, subject)
+    plan = kept.planned(run, lambda: outcome.plan)
+    _, check = stages.cut_and_verify(subject, plan)
+    kept.stored(run, outcome.model, factory, config.arguments)
+    after = kept.judged(run, "cut-validation", outcome.model, subject.data, "validation")
+    told.append(f"after {config.rounds.number} rounds {after.accuracy:.2%}")
+    say(run.progress, f"pruned: {after.accuracy:.2%} on validation, {share(plan)}")
+    return plan, check, tuple(entry for one in outcome.rounds for entry in one.history)
 
 
 def _plan(run: Run, config: RunConfig, subject: Subject) -> Plan:
