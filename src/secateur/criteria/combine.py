@@ -128,7 +128,10 @@ class SlotSums:
         aggregation: str = "sum",
     ) -> None:
         self._aggregate = AGGREGATIONS[aggregation]
-        self._slots = places(graph, weights_only=weights_only, among=among)
+        self._slots = {
+            name: [(slot.parameter, slot.dim, *_own(slot.units)) for slot in slots]
+            for name, slots in places(graph, weights_only=weights_only, among=among).items()
+        }
         self._sizes = {group.name: group.size for group in graph.groups}
 
     def __call__(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,20 +140,36 @@ class SlotSums:
         totals: dict[str, Tensor] = {}
         for name, slots in self._slots.items():
             rows = torch.zeros(len(slots), self._sizes[name], dtype=torch.float64)
-            for row, (parameter, dim, units) in zip(rows, slots, strict=True):
+            for row, (parameter, dim, units, mine) in zip(rows, slots, strict=True):
                 if parameter not in values:
                     continue
                 if (parameter, dim) not in along:
-                    along[parameter, dim] = _sum_to(values[parameter], dim)
-                sums, mine = along[parameter, dim], units >= 0
-                row.index_add_(0, units[mine], sums[mine])
+                    along.update(_sums(parameter, values[parameter], dim))
+                sums = along[parameter, dim]
+                row.index_add_(0, units, sums if mine is None else sums[mine])
             totals[name] = self._aggregate(rows)
         return totals
 
 
-def _sum_to(value: Tensor, dim: int) -> Tensor:
-    """Sum over every dimension but ``dim``; in float64 on the CPU."""
-    others = [d for d in range(value.dim()) if d != dim]
+def _own(units: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the unit of each position that has one, and which these are (None for all)."""
+    mine = units >= 0
+    return (units, None) if bool(mine.all()) else (units[mine], mine)
+
+
+def _sums(name: str, value: Tensor, dim: int) -> dict[tuple[str, int], Tensor]:
+    """Sum over every dimension but ``dim``; in float64 on the CPU.
+
+    Kernels are summed once for both dimensions of a weight.
+    """
+    value = value.detach()
     wide = torch.promote_types(value.dtype, torch.float32)
-    small = value.sum(dim=others, dtype=wide) if others else value
-    return small.detach().to("cpu", torch.float64)
+    if value.dim() < 2:
+        found = {dim: value}
+    elif dim > 1:
+        others = [d for d in range(value.dim()) if d != dim]
+        found = {dim: value.sum(dim=others, dtype=wide)}
+    else:
+        plane = value if value.dim() == 2 else value.flatten(2).sum(dim=2, dtype=wide)
+        found = {d: plane.sum(dim=1 - d, dtype=wide) for d in (0, 1)}
+    return {(name, d): sums.to("cpu", torch.float64) for d, sums in found.items()}
