@@ -18,9 +18,19 @@ LONGEST = 400
 FLOORS = (
     {"errors", "results", "registry", "progress"},
     {"graph"},
-    {"calibration", "criteria"},
+    {"calibration", "relevance", "criteria"},
     set[str](),
-    {"data", "models", "training_state", "training", "finetune", "rounds", "report"},
+    {
+        "data",
+        "models",
+        "course_network",
+        "sparse_training",
+        "training_state",
+        "training",
+        "finetune",
+        "rounds",
+        "report",
+    },
     {"study"},
     {"cli", "screen", "__main__"},
 )

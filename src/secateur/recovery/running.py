@@ -1,0 +1,111 @@
+"""Run a network up to a layer, and catch what goes in and out there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.calibration import Batches
+from secateur.errors import InputError
+from secateur.graph.program import family
+from secateur.recovery.lockstep import Arguments, Stopped
+from secateur.recovery.sites import Site, Skip
+
+
+@dataclass
+class Caught:
+    """A layer's input and output, and what is added to the output later."""
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    skip: Tensor | None = None
+
+
+class _Watch(TorchDispatchMode):
+    """Catches an operand of one operation, and ends the pass there."""
+
+    def __init__(self, skip: Skip, caught: Caught) -> None:
+        super().__init__()
+        self._skip = skip
+        self._caught = caught
+        self._seen = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if family(str(func.overloadpacket)) == self._skip.op:
+            if self._seen == self._skip.ordinal:
+                self._caught.skip = args[self._skip.arg]
+                raise Stopped
+            self._seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+def catch(model: nn.Module, arguments: Arguments, site: Site, *, output: bool) -> Caught:
+    """Run the module around ``site`` until all that is wanted there is known.
+
+    Args:
+        model: in eval mode.
+        arguments: what the module ``site.scope`` is called with.
+        site: where.
+        output: catch the layer's output; else its input.
+    """
+    caught = Caught()
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not output:
+            caught.x = args[0] if site.skip is None else args[0].clone()
+            if site.skip is None:
+                raise Stopped
+
+    def after(module: nn.Module, args: Any, result: Tensor) -> None:
+        if output:
+            caught.y = result if site.skip is None else result.clone()
+            if site.skip is None:
+                raise Stopped
+
+    module = model.get_submodule(site.name)
+    watch = _Watch(site.skip, caught) if site.skip else contextlib.nullcontext()
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        with torch.no_grad(), watch:
+            model.get_submodule(site.scope)(*arguments[0], **arguments[1])
+    except Stopped:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return caught
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Run a block with the models in eval mode; put every module's mode back after it."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def inputs_of(calibration: Batches) -> Iterator[Any]:
+    """Yield the inputs of every (inputs, labels) batch.
+
+    Raises:
+        InputError: a batch is of another form.
+    """
+    for batch in calibration:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise InputError(
+                f"calibration must give (inputs, labels) batches, but gave {type(batch).__name__}"
+            )
+        yield batch[0]
