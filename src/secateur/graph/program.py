@@ -105,24 +105,25 @@ def tensor_leaves(value: Any) -> list[Tensor]:
     A container that contains itself is entered once.
     """
     found: list[Tensor] = []
-    seen: set[int] = set()
-
-    def visit(item: Any) -> None:
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif item is None or isinstance(item, (str, bytes, int, float)) or id(item) in seen:
-            return
-        else:
-            seen.add(id(item))
-            if isinstance(item, dict):
-                for part in item.values():
-                    visit(part)
-            elif isinstance(item, (list, tuple, set, frozenset)):
-                for part in item:
-                    visit(part)
-            elif hasattr(item, "__dict__") and not isinstance(item, (type, torch.nn.Module)):
-                for part in vars(item).values():
-                    visit(part)
-
-    visit(value)
+    _collect(value, found, set())
     return found
+
+
+# Not a closure in tensor_leaves: one that calls itself is a cycle, and would keep the tensors
+# alive until the garbage collector comes by.
+def _collect(item: Any, found: list[Tensor], seen: set[int]) -> None:
+    if isinstance(item, Tensor):
+        found.append(item)
+    elif item is None or isinstance(item, (str, bytes, int, float)) or id(item) in seen:
+        return
+    else:
+        seen.add(id(item))
+        if isinstance(item, dict):
+            for part in item.values():
+                _collect(part, found, seen)
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            for part in item:
+                _collect(part, found, seen)
+        elif hasattr(item, "__dict__") and not isinstance(item, (type, torch.nn.Module)):
+            for part in vars(item).values():
+                _collect(part, found, seen)
