@@ -1,6 +1,6 @@
 """Rules that judge: one score a unit, higher means keep."""
 
-from secateur.criteria import activations, gradients, scaling, weights
+from secateur.criteria import activations, gradients, relevance, scaling, weights
 from secateur.criteria.base import CRITERIA, Context, Criterion, Scores, criterion, score
 from secateur.criteria.orders import delta, interleave, weighted
 
@@ -16,4 +16,4 @@ __all__ = [
     "weighted",
 ]
 
-_FAMILIES = (activations, gradients, scaling, weights)
+_FAMILIES = (activations, gradients, relevance, scaling, weights)
