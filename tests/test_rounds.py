@@ -147,6 +147,23 @@ class TestLayerByLayerMagnitude:
         removed = sum(int((~mask).sum()) for mask in masks.values())
         assert removed == math.floor(0.9 * sum(mask.numel() for mask in masks.values()) + 1e-9)
 
+    def test_what_is_gone_goes_first_whatever_the_scores(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = network()
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(model: nn.Module, *_: Any, **__: Any) -> dict[str, Tensor]:
+            return {n: torch.randn(p.shape, generator=generator) for n, p in begun.items()}
+
+        begun = dict(model.named_parameters())
+        monkeypatch.setattr("secateur.rounds.weights.element_scores", drawn)
+        first = next_masks(model, MaskRule(), 0.5, {})
+        second = next_masks(model, MaskRule(), 0.7, first)
+        for name, mask in second.items():
+            assert not bool((mask & ~first[name]).any())
+            assert int((~mask).sum()) == math.floor(0.7 * mask.numel() + 1e-9)
+
     def test_rewound_rounds_start_from_the_early_weights(self, tmp_path: Path) -> None:
         model = network()
         finetune(model, *loaders(), SETTINGS, hook=keep_weights(3, tmp_path / "early.safetensors"))
@@ -271,12 +288,16 @@ class TestGradual:
         total = {name: p.numel() for name, p in model.named_parameters() if p.dim() > 1}
         assert zeros(model) == {name: math.floor(0.97 * n + 1e-9) for name, n in total.items()}
 
-    def test_a_stop_changes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With 8, the steps from the stop at 12 to the update at 18 have the masks of step 11.
+    @pytest.mark.parametrize("every", [2, 8])
+    def test_a_stop_changes_nothing(
+        self, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from secateur import finetune as room
 
         steps = steps_per_epoch(loaders()[0], SETTINGS)
         settings = TrainSettings(epochs=4, lr=0.02, optimizer="sgd", weight_decay=0.01)
-        rule = Cubic(0.9, begin=steps // 2, end=3 * steps, frequency=2)
+        rule = Cubic(0.9, begin=steps // 2, end=3 * steps, frequency=every)
         straight, resumed = network(), network()
         finetune(straight, *loaders(), settings, hook=gradual(rule))
         given = {"hook": gradual(rule), "folder": tmp_path}
