@@ -352,3 +352,29 @@ def test_experts_whose_numbers_mean_more_stay(way: str) -> None:
     assert "expert" not in {group.kind for group in graph.groups}
     assert [group.size for group in graph.groups] == [5]
     assert secateur.prune(model, inputs, sparsity=0.5).check.ok
+
+
+class Shaped(nn.Module):
+    """One channel is taken for its shape alone, and the width is made a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise = nn.Linear(6, 8)
+        self.key = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.rise(x), self.key(x)
+        places = torch.arange(query[:, :, -1].shape[1], dtype=x.dtype)
+        scale = torch.sqrt(torch.tensor(query.size(-1), dtype=torch.float) * 3)
+        scores = query @ (key.transpose(-1, -2) / scale.to(x.dtype)) + places
+        return scores.softmax(-1) @ self.head(x[..., :1].expand(*x.shape[:2], 8))
+
+
+def test_a_width_made_a_tensor_is_folded_into_the_weights() -> None:
+    model, inputs = randomise(Shaped().double()), torch.randn(2, 7, 6, dtype=torch.float64)
+    graph = secateur.trace(model, inputs)
+    assert [(group.kind, group.size) for group in graph.groups] == [("head_dim", 8)]
+    plan = make_plan(graph, {graph.groups[0].name: (1, 5, 7)})
+    assert plan.scales
+    assert secateur.verify(model, secateur.cut(model, plan), plan, inputs).ok

@@ -52,7 +52,7 @@ def keep_numbers(graph: Graph, plan: Plan) -> Plan:
     Raises:
         DriftError: a number drifts where no weight can take its factor.
     """
-    if not any(_numbers(node) for node in graph.program.nodes):
+    if not graph.program.numbers and not any(_numbers(node) for node in graph.program.nodes):
         return plan
     if graph.program.way == "real":
         twin = cut(graph.model, plan)
@@ -93,9 +93,13 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
     if [before.nodes[index].op for index in olds] != [node.op for node in partners]:
         return []  # another path: nothing to compare; verification decides
     partner = dict(zip(olds, partners, strict=True))
-    constants: dict[int, float] = {}
+    singles = _singles(before)
+    pairs = zip(singles.items(), _singles(after).values(), strict=False)
+    constants = {key: old / new for (key, old), new in pairs if old != new and old and new}
     found = []
     for index, old in enumerate(before.nodes):
+        if old.outs[0] in singles:
+            continue
         news = _numbers(partner[index]) if index in partner else {}
         for place, value in _numbers(old).items():
             if news.get(place, value) == value or not news[place] or not value:
@@ -107,12 +111,31 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
                 found.append((index, ratio ** _FACTORS[old.op]))
             else:
                 raise DriftError(old)
-        for ref in old.args:
+        for place, ref in enumerate(old.args):
             if isinstance(ref, Ref) and ref.key in constants:
-                if old.op not in _FACTORS:
+                if old.op not in _FACTORS or ("div" in old.op and place == 0):
                     raise DriftError(old)
                 found.append((index, constants[ref.key] ** _FACTORS[old.op]))
     return found
+
+
+def _singles(program: Program) -> dict[int, float]:
+    """Compute the tensors of one element that are made from plain numbers alone, in order."""
+    values = {
+        key: torch.tensor(number, dtype=program.tensors[key].dtype)
+        for key, number in program.numbers.items()
+        if program.tensors[key].shape == ()
+    }
+    for node in program.nodes:
+        refs = refs_of(node)
+        known = all(ref.key in values for ref in refs) if refs else node.op in _CONSTANTS
+        if known and len(node.outs) == 1 and program.tensors[node.outs[0]].shape == ():
+            args = [values[a.key] if isinstance(a, Ref) else a for a in node.args]
+            named = {name: v for name, v in node.kwargs.items() if name != "device"}
+            if not any(isinstance(value, (Ref, tuple)) for value in named.values()):
+                packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
+                values[node.outs[0]] = getattr(packet, node.overload)(*args, **named)
+    return {key: float(value) for key, value in values.items() if value.is_floating_point()}
 
 
 def _sources(program: Program, index: int) -> list[Source]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
-from secateur.graph.program import Node, Program, Ref, family
+from secateur.graph.program import Node, Program, Ref, family, refs_in
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, expr_of
 from secateur.registry import Registry
 
@@ -99,6 +99,7 @@ class Flow:
         self.kernels: set[int] = set()
         self.attentions: list[tuple[Axis, tuple[Axis, ...]]] = []
         self.positions: dict[int, Axis] = {}
+        self.used = program.used()
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._pinned: dict[tuple[int, str], Axis] = {}
@@ -381,15 +382,4 @@ class Flow:
 
 def refs_of(node: Node) -> list[Ref]:
     """Return the tensors that ``node`` reads, in order."""
-    found: list[Ref] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Ref):
-            found.append(value)
-        elif isinstance(value, tuple):
-            for item in value:
-                visit(item)
-
-    visit(node.args)
-    visit(tuple(node.kwargs.values()))
-    return found
+    return [Ref(key) for key in refs_in((node.args, tuple(node.kwargs.values())))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,20 +84,39 @@ class TensorInfo:
 
 @dataclass
 class Program:
-    """The operations of one eval-mode forward pass, in order."""
+    """The operations of one forward pass, in order; ``numbers`` that the code made tensors of."""
 
     nodes: list[Node] = field(default_factory=list)
     tensors: list[TensorInfo] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     attributes: dict[str, int] = field(default_factory=dict)
     comparisons: dict[tuple[str, Expr, Expr, bool], str] = field(default_factory=dict)
+    numbers: dict[int, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     batch: int = 1
     way: str = ""
 
+    def used(self) -> set[int]:
+        """Return the tensors whose values reach the outputs, or may: writes in place count."""
+        found = set(self.outputs)
+        for node in reversed(self.nodes):
+            writes = node.op.endswith("_") or "out" in node.kwargs
+            if writes or any(key in found for key in node.outs):
+                found.update(refs_in(node.args), refs_in(tuple(node.kwargs.values())))
+        return found
+
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Return the shape of the tensor that ``ref`` names."""
         return self.tensors[ref.key].shape
+
+
+def refs_in(value: Any) -> Iterator[int]:
+    """Yield the number of every tensor in a node's arguments, in order."""
+    if isinstance(value, Ref):
+        yield value.key
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from refs_in(item)
 
 
 def tensor_leaves(value: Any) -> list[Tensor]:

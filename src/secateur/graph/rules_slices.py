@@ -16,7 +16,9 @@ def select(flow: Flow, node: Node) -> None:
     dims = list(flow.dims(node.args[0]))
     dim = node.args[1] % len(dims)
     found = node.call.args[1] if node.call and node.call.name == "__getitem__" else None
-    if not (isinstance(found, Ref) and dim == 0 and flow.look_up(node, dims[0], found)):
+    shape_only = node.args[2] in (0, -1) and node.outs[0] not in flow.used
+    looked_up = isinstance(found, Ref) and dim == 0 and flow.look_up(node, dims[0], found)
+    if not (looked_up or shape_only):
         flow.pin(node, [dims[dim]], "one position is taken by its number")
     flow.moved(node, node.args[0], [d for d in range(len(dims)) if d != dim])
     del dims[dim]

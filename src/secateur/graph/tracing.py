@@ -26,7 +26,7 @@ from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
 from secateur.graph.modules import Running
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
-from secateur.graph.sizes import Apply, Dim, Expr, Sized, watch_comparisons
+from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
 
 Inputs = Any
 
@@ -150,6 +150,9 @@ _ACTIVATIONS = frozenset(
 _RESHAPED_IN_PLACE = frozenset(
     f"aten.{name}_" for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims")
 )
+
+
+_FROM_NUMBER = ("tensor", "as_tensor", "scalar_tensor")
 
 
 class _Recorder(TorchDispatchMode):
@@ -305,9 +308,12 @@ class _Calls(TorchFunctionMode):
         elif name in ("rms_norm", "layer_norm") and args:
             recorder.program.comparisons.update(norm_equalities(recorder.call, args[0].dim()))
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         finally:
             recorder.call = outer
+        if name in _FROM_NUMBER and args and type(args[0]) in (int, float, Sized, SizedFloat):
+            recorder.program.numbers[recorder.key(result)] = float(args[0])
+        return result
 
     def _number(self, tensor: Tensor, number: int) -> int:
         """Return the number of elements as the product of the tensor's sizes."""
