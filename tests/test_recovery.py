@@ -17,7 +17,7 @@ from secateur.graph import Graph
 from secateur.models import cifar_resnet
 from secateur.plan import Plan
 from secateur.planning import make_plan
-from secateur.recovery import recalibrate, recover
+from secateur.recovery import recalibrate, reconstruction_scores, recover
 from secateur.recovery.lockstep import entries
 from secateur.recovery.norms import Moments
 
@@ -387,3 +387,42 @@ def test_bad_input_is_refused_before_any_work() -> None:
     with pytest.raises(InputError, match="needs batch norms"):
         recover(dense, pruned, plan, data, "recalibrate")
     assert recalibrate(dense, data) == 0
+
+
+def test_reconstruction_scores_are_what_least_squares_loses() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.Conv2d(5, 4, 3)).double()
+    data = draw(8, 2, 9, 9)
+    graph = secateur.trace(dense, data[0][0])
+    scores = reconstruction_scores(graph, data, ridge=0.0)["0"]
+    order = scores.argsort().tolist()
+    x = torch.cat([batch for batch, _ in data])
+    with torch.no_grad():
+        rows = F.unfold(torch.tanh(dense[0](x)), 3).transpose(1, 2).reshape(-1, 45)
+        targets = dense[2](torch.tanh(dense[0](x))).movedim(1, -1).reshape(-1, 4)
+
+    def lost(gone: list[int]) -> float:
+        kept = [i for i in range(45) if i // 9 not in gone]
+        inputs = torch.cat([rows[:, kept], torch.ones(len(rows), 1).double()], dim=1)
+        solution = torch.linalg.lstsq(inputs, targets).solution
+        error = (inputs @ solution - targets).square().sum()
+        return float(error / (targets - targets.mean(0)).square().sum())
+
+    for count in (1, 2, 3):
+        # The cheapest next step, found by trying all of them, is the one that was taken.
+        before = order[: count - 1]
+        trials = {u: lost([*before, u]) for u in range(5) if u not in before}
+        assert min(trials, key=trials.__getitem__) == order[count - 1]
+        assert lost(order[:count]) == pytest.approx(float(scores[order[:count]].sum()), rel=1e-6)
+
+
+def test_reconstruction_scores_leave_out_what_several_layers_read() -> None:
+    torch.manual_seed(0)
+    dense = statistics(Twice())
+    data = draw(8, 3, 5, 5)
+    graph = secateur.trace(dense, data[0][0][:2])
+    assert set(reconstruction_scores(graph, data)) == {"one.up", "two.up"}
+    with pytest.raises(InputError, match="a single layer reads"):
+        reconstruction_scores(graph, data, ["stem"])
+    with pytest.raises(InputError, match="at least one batch"):
+        reconstruction_scores(graph, [])

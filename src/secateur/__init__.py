@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.masking import mask
     from secateur.plan import Plan
     from secateur.pruning import Pruned, prune
+    from secateur.recovery import Recovered, recover
     from secateur.verification import Check, verify
     from secateur.weight_masks import Sparse, apply_masks, find_masks, sparsify
 
@@ -26,6 +27,7 @@ __all__ = [
     "Group",
     "Plan",
     "Pruned",
+    "Recovered",
     "Saved",
     "SecateurError",
     "Sparse",
@@ -36,6 +38,7 @@ __all__ = [
     "load",
     "mask",
     "prune",
+    "recover",
     "save",
     "save_pretrained",
     "score",
@@ -56,6 +59,7 @@ _HOMES = {
     "Group": "graph",
     "Plan": "plan",
     "Pruned": "pruning",
+    "Recovered": "recovery",
     "Saved": "huggingface",
     "SecateurError": "errors",
     "Sparse": "weight_masks",
@@ -63,6 +67,7 @@ _HOMES = {
     "find_masks": "weight_masks",
     "load": "checkpoint",
     "prune": "pruning",
+    "recover": "recovery",
     "save": "checkpoint",
     "save_pretrained": "huggingface",
     "score": "criteria",

@@ -57,7 +57,7 @@ def solve_site(
     layer = pruned.get_submodule(site.name)
     assert isinstance(layer, nn.Linear | _ConvNd)
     norm = pruned.get_submodule(site.norm) if site.norm else None
-    slope = _slope(norm) if isinstance(norm, _BatchNorm) else None
+    slope = slope_of(norm) if isinstance(norm, _BatchNorm) else None
     rows = _kept(plan.cuts.get(f"{site.name}.weight", {}), dense.get_submodule(site.name))
     equations = Equations()
     for for_dense, for_pruned in arguments:
@@ -69,7 +69,7 @@ def solve_site(
         y = there.y.index_select(channel, rows.to(there.y.device)).to(here.x.device)
         if there.skip is not None and here.skip is not None:
             y = _made_up(y, there.skip, here.skip, slope, channel, rows)
-        for x_rows, y_rows in _rows(layer, here.x, y):
+        for x_rows, y_rows in rows_of(layer, here.x, y):
             equations.add(x_rows, y_rows)
     if equations.gram is None:
         return "its module is not called by itself"
@@ -97,7 +97,7 @@ def _kept(cuts: Mapping[int, tuple[int, ...]], layer: nn.Module) -> Tensor:
     return torch.tensor([i for i in range(weight.shape[0]) if i not in gone])
 
 
-def _slope(norm: _BatchNorm) -> Tensor:
+def slope_of(norm: _BatchNorm) -> Tensor:
     """Return by how much a batch norm multiplies each channel."""
     assert norm.running_var is not None
     slope = (norm.running_var.detach() + norm.eps).rsqrt()
@@ -123,7 +123,7 @@ def _made_up(
     return y + lost
 
 
-def _rows(layer: nn.Linear | _ConvNd, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def rows_of(layer: nn.Linear | _ConvNd, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield inputs [n, groups, k] and targets [n, groups, o] of one product each, in pieces."""
     if isinstance(layer, nn.Linear):
         flat, targets = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])

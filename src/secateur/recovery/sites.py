@@ -67,7 +67,8 @@ def find_sites(graph: Graph, plan: Plan, *, every: bool) -> tuple[list[Site], di
         every: take every convolution and dense layer after the first cut one as well.
 
     Returns:
-        The layers to solve for, and {parameter or operation: reason} of those that have to stay as they are.
+        The layers to solve for, and {parameter or operation: reason}
+        of those that stay as they are.
     """
     modules = dict(graph.model.named_modules())
     begins: dict[str, int] = {}
