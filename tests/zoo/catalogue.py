@@ -47,15 +47,17 @@ def weight(name: str) -> int:
 
 
 class Only(nn.Module):
-    """A model that returns one field of its output."""
+    """A model that returns one field of its output, or several as a tuple."""
 
-    def __init__(self, model: nn.Module, output: str) -> None:
+    def __init__(self, model: nn.Module, *outputs: str) -> None:
         super().__init__()
         self.model = model
-        self.output = output
+        self.outputs = outputs
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return getattr(self.model(**inputs), self.output)
+    def forward(self, **inputs: Tensor) -> Any:
+        result = self.model(**inputs)
+        fields = tuple(getattr(result, output) for output in self.outputs)
+        return fields if len(fields) > 1 else fields[0]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -274,7 +276,7 @@ def detr() -> nn.Module:
         num_queries=5,
         num_labels=CLASSES,
     )
-    return Only(transformers.DetrForObjectDetection(config), "logits")
+    return Only(transformers.DetrForObjectDetection(config), "logits", "pred_boxes")
 
 
 def clip() -> nn.Module:
