@@ -50,7 +50,8 @@ class Average:
                     f"statistic {self.statistic!r} needs a map of every sample, but the samples "
                     f"cannot be told apart at {where}; use 'mean'"
                 )
-            found = _sample_sum(relevance, dim, span, samples).to("cpu", torch.float64)
+            # The relevance itself may be written to once it was seen: keep a copy.
+            found = _sample_sum(relevance, dim, span, samples).to("cpu", torch.float64, copy=True)
         if self.total is None:
             self.total = found
         elif self.total.shape != found.shape:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from secateur.errors import InputError
 from secateur.graph.program import PRODUCTS, family
 from secateur.relevance.folds import LAYERS, Fold, find_folds
@@ -140,8 +142,12 @@ def _active(recording: Recording, steps: list[Step]) -> set[int]:
         if step.op in DETACHED or (step.name == "aten.div" and carrying == [1]):
             continue
         if carrying or step.op == "aten.embedding":
-            active.update(k for k in step.outs if k >= 0 and shapes[k][1].is_floating_point)
+            active.update(k for k in step.outs if k >= 0 and _carries(shapes[k][1]))
     return active
+
+
+def _carries(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _captures(

@@ -1,0 +1,8 @@
+"""Put this folder's helpers where its tests can import them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
