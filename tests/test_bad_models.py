@@ -339,6 +339,8 @@ WRITES = (
     "o = torch.zeros(h.shape[0], 8, 5, 5, dtype=h.dtype, device=h.device); o[:, :8] = h",
     "o = h.new_zeros(h.shape[0], 8, 5, 5); o[:, 2:8] = h[:, :6]",
     "a, b = h.chunk(2, 1); torch._foreach_mul_([a, b], 2.0)",
+    "o = h.new_empty(0); torch.add(h, 1, out=o)",
+    "o = h.new_empty(0); o.set_(h); o[:, :3] = 0.1",
 )
 
 
