@@ -25,7 +25,7 @@ from secateur.recovery import reconstruction_scores, recover
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLANS = ("l2", "reconstruction")
-METHODS = ("none", "bias", "recalibrate", "least_squares")
+METHODS = ("none", "bias", "recalibrate", "least_squares", "least_squares:every layer")
 
 
 @torch.no_grad()
@@ -53,18 +53,21 @@ def row(asked: argparse.Namespace, plan_name: str, seed: int) -> list[dict[str, 
         scores = {n: v for n, v in secateur.score(graph, plan_name).items() if n in inner}
     plan = secateur.allocate(graph, scores, macs=asked.macs, scope=asked.scope)
     pruned = secateur.cut(model, plan)
+    dense = accuracy(model, judged)
     found = []
     for method in METHODS:
         began = time.perf_counter()
         result = pruned
         if method != "none":
-            result = recover(model, pruned, plan, calibration, method).model
+            name, _, every = method.partition(":")
+            result = recover(model, pruned, plan, calibration, name, every_layer=bool(every)).model
+        seconds = time.perf_counter() - began
         found.append({
             "plan": plan_name, "seed": seed, "method": method, "images": asked.images,
-            "split": asked.split, "dense": accuracy(model, judged),
+            "split": asked.split, "dense": dense,
             "macs": plan.pruned.macs / plan.dense.macs,
             "params": plan.pruned.params / plan.dense.params,
-            "seconds": time.perf_counter() - began, "accuracy": accuracy(result, judged),
+            "seconds": seconds, "accuracy": accuracy(result, judged),
         })  # fmt: skip
         print(json.dumps(found[-1]), flush=True)
     return found
@@ -79,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/recovery"))
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--macs", type=float, default=0.5)
-    parser.add_argument("--scope", default="local")
+    parser.add_argument("--scope", default="global")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--plans", nargs="*", choices=PLANS, default=list(PLANS))
