@@ -107,6 +107,7 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str, training: bool) 
     inputs = map_tensors(example_inputs, convert)
     recorder = _Recorder(twin, inputs, shapes_only=way != "real")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_plain_attention())
         if mode is not None:
