@@ -277,6 +277,29 @@ def alone_problem(graph: Any, twins: Twins, removed: dict[str, list[int]]) -> st
         return f"{type(error).__name__}: {first_line(error)}"
 
 
+def train_problem(graph: Any, removed: dict[str, list[int]]) -> str:
+    """Return what is wrong with a cut of what train mode alone reads, such as a second classifier.
+
+    The reference is masked by hooks (see :func:`masked_outputs`); dropout is off.
+    """
+    plan = make_plan(graph, removed)
+
+    def training() -> nn.Module:
+        twin = copy.deepcopy(graph.model).train()
+        for module in twin.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        return twin
+
+    inputs = graph.example_inputs
+    wanted = masked_outputs(training(), graph, plan, inputs)
+    error = relative_error(outputs(secateur.cut(training(), plan), inputs), wanted)
+    if not error <= LIMIT:
+        return f"train mode: max_error {error:.1e}"
+    away = relative_error(outputs(training(), inputs), wanted)
+    return "" if away > LIMIT else UNCHANGED
+
+
 def prove_alone(graph: Any, twins: Twins, budget: float, seed: int = 0) -> Alone:
     """Cut a random half of each group by itself, for ``budget`` seconds of the processor."""
     draw = np.random.default_rng(seed)
@@ -294,6 +317,8 @@ def prove_alone(graph: Any, twins: Twins, budget: float, seed: int = 0) -> Alone
             found = alone_problem(graph, twins, {group.name: half})
             if found != UNCHANGED:
                 break
+        if found == UNCHANGED:
+            found = train_problem(graph, {group.name: half})
         if found == STAYS:
             stay += 1
         elif found:
