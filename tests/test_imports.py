@@ -31,7 +31,7 @@ FLOORS = (
         "rounds",
         "report",
     },
-    {"study"},
+    {"study", "tuning"},
     {"cli", "screen", "__main__"},
 )
 ENGINE = 3
