@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.criteria import Context, Criterion
+from secateur.criteria.weights import squared_distances
 from secateur.errors import InputError
 
 # (parameter, one index per dimension; ":" for all)
@@ -201,6 +202,21 @@ def test_the_unit_between_the_others_goes_first() -> None:
     graph = secateur.trace(model, torch.randn(1, 1, dtype=torch.float64))
     assert secateur.score(graph, "fpgm")["0"].tolist() == [4 + 7, 4 + 3, 7 + 3]
     assert secateur.score(graph, "l2")["0"].argmin() == 0
+
+
+def test_distances_of_rows_that_lie_close_together() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(6, 40, dtype=torch.float64) * 1e3
+    rows[1] = rows[0]
+    rows[2] = rows[0] + 1e-7
+    rows[4] = rows[3] * (1 + 1e-9)
+    found = squared_distances(rows)
+    for unit, row in enumerate(rows.tolist()):
+        wanted = [
+            math.fsum((a - b) ** 2 for a, b in zip(row, r, strict=True)) for r in rows.tolist()
+        ]
+        assert found[unit].tolist() == pytest.approx(wanted, rel=1e-7, abs=0)
+    assert found[0, 1] == 0 < found[0, 2]
 
 
 def test_units_that_are_alike_are_at_no_distance() -> None:
