@@ -146,6 +146,17 @@ def _owner(model: nn.Module, path: str) -> Any:
 
 def declare_sizes(model: nn.Module) -> None:
     """Make the sizes that PyTorch's own modules declare agree with their tensors."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False  # looking at a spectral norm's weight would change its buffers
+    try:
+        _declare(model)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _declare(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             inner, outer = (0, 1) if module.transposed else (1, 0)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
-from secateur.graph.copies import copy_model, map_tensors
+from secateur.graph.copies import copy_model, map_tensors, named_tensors
 from secateur.graph.modules import Running
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_attention
@@ -53,10 +53,10 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
     """
     check_fit(model, plan)
     masked: M = model if inplace else copy_model(model, lambda _, t: _clone(t))  # type: ignore[assignment]
-    parameters = dict(masked.named_parameters())
+    weights = dict(named_tensors(masked))
     with torch.no_grad():
         for name, dim in plan.consumers:
-            weight = parameters[name]
+            weight = weights[name]
             weight.index_fill_(dim, _index(plan.cuts[name][dim], weight.device), 0.0)
     if plan.masks:
         masker = _Masker(plan.masks)

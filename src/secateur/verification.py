@@ -65,13 +65,17 @@ def verify(
     check_inputs(model, example_inputs)
     if dtype not in TOLERANCES:
         raise InputError(f"dtype must be torch.float64 or torch.float32, but got {dtype}")
+    if any(t.is_meta for t in (*model.parameters(), *tensor_leaves(example_inputs))):
+        raise InputError("verify computes outputs, so model and inputs must not be on meta")
     inputs = map_tensors(example_inputs, lambda t: _to(t, dtype))
     dense = copy_model(model, lambda _, t: _to(t, dtype)).eval()
     exact = _unrounded(dense, plan)
     small = copy_model(pruned, lambda name, t: _prefer(exact.get(name), t, dtype)).eval()
     result = _outputs(small, inputs, dtype)
-    before = _outputs(dense, inputs, dtype)
     reference = _outputs(mask(dense, plan, inplace=True), inputs, dtype)
+    del small, dense
+    # A copy of its own: a network may change its buffers as it runs.
+    before = _outputs(copy_model(model, lambda _, t: _to(t, dtype)).eval(), inputs, dtype)
     error = _error(result, reference)
     tolerance = TOLERANCES[dtype]
     return Check(

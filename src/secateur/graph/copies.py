@@ -73,7 +73,14 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         return kind()
     if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
         return kind((key, _copy_value(item, memo)) for key, item in value.items())
-    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
+    if id(value) in memo:
+        return memo[id(value)]
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError as error:
+        if "pickle" not in str(error):
+            raise
+        return value  # a lock, a Python module, an operator: nothing that a copy could change
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -144,6 +144,8 @@ def _collect(item: Any, found: list[Tensor], seen: set[int]) -> None:
         elif isinstance(item, (list, tuple, set, frozenset)):
             for part in item:
                 _collect(part, found, seen)
-        elif hasattr(item, "__dict__") and not isinstance(item, (type, torch.nn.Module)):
-            for part in vars(item).values():
+        elif not isinstance(item, (type, torch.nn.Module)):
+            for part in getattr(item, "__dict__", {}).values():
                 _collect(part, found, seen)
+            for place in getattr(type(item), "__slots__", ()):
+                _collect(getattr(item, place, None), found, seen)

@@ -210,6 +210,8 @@ def expand(flow: Flow, node: Node) -> None:
     out = []
     for d, size in enumerate(target):
         if d >= lead and len(dims[d - lead]) == size:
+            if size > 1 and isinstance(stated[d], int) and stated[d] >= 0:
+                flow.require(node, dims[d - lead], stated[d])
             out.append(dims[d - lead])
         elif (axis := _partner(flow, node, d - len(target), size)) is not None:
             out.append(axis)

@@ -48,11 +48,28 @@ def check_inputs(model: object, example_inputs: Inputs) -> None:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    _check_code(model)
     if not tensor_leaves(example_inputs):
         raise InputError(
             "example_inputs must be a tensor, or a tuple or dict that holds one, "
             f"but got {type(example_inputs).__name__}"
         )
+
+
+def _check_code(model: nn.Module) -> None:
+    """Refuse a network whose code cannot be followed, or that has no weights yet."""
+    for name, module in model.named_modules():
+        what = "scripted" if isinstance(module, torch.jit.ScriptModule) else ""
+        if "eval" in vars(module):
+            what = "exported"
+        if what:
+            raise InputError(
+                f"model must be Python code, but {name or 'it'} is {what}: "
+                f"prune the network that was {what}, then do that to the result"
+            )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"model must have its weights, but {name} is not initialised: run it once")
 
 
 def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) -> Program:
