@@ -5,59 +5,44 @@ Heavy imports stand inside the verbs, so that help and reports need no torch.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shlex
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
-from secateur.errors import InputError, SecateurError
+from secateur.cli_compare import EPILOG, compare
+from secateur.cli_shared import (
+    Arguments,
+    Debug,
+    Output,
+    Resume,
+    Seed,
+    Threads,
+    Weights,
+    app,
+    check_resume,
+    command,
+    examples,
+    given,
+    guarded,
+    pairs,
+    read_shape,
+    stopped,
+)
+from secateur.comparison import load_comparison
 from secateur.results import load_result
 from secateur.screen import bars, show_inspection, show_result
 
 if TYPE_CHECKING:
     from secateur.study.config import DemoConfig, RunConfig
 
-BAD_INPUT = 2
-STOPPED = 130
-
-app = typer.Typer(
-    name="secateur",
-    help="Make trained PyTorch networks smaller and faster by pruning, and prove it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _examples(*lines: str) -> str:
-    """Put examples below the options; the mark keeps their lines as they are."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Output = Annotated[
-    str | None, typer.Option("--output", "-o", help="Run folder; by default a new one in runs/.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of everything that is drawn.")]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads that PyTorch may use.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the stopped run in the folder.")]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--arg", "-a", metavar="NAME=VALUE", help="Argument of the callable; repeatable."),
-]
-Weights = Annotated[str | None, typer.Option("--weights", "-w", help="A safetensors file.")]
+__all__ = ["app", "main"]
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "secateur demo",
         "secateur demo --seed 1 --output runs/demo-seed-1",
         "secateur demo --output runs/demo --resume",
@@ -75,22 +60,22 @@ def demo(
     Trains a small convolutional network, compares criteria at several sparsities, cuts by the
     best one, proves that the cut is right, and measures both networks on the test split.
     """
-    flags = _given(output=output, seed=seed, threads=threads)
-    with _guarded(debug) as going:
+    flags = given(output=output, seed=seed, threads=threads)
+    with guarded(debug) as going:
         from secateur.study import DemoConfig, demo_run
         from secateur.study.reading import parse
         from secateur.study.store import with_output
 
         config = with_output(parse(DemoConfig, flags, ""), "demo")
         going.append(_resume_demo(config))
-        _check_resume(resume, output)
+        check_resume(resume, output)
         with bars() as progress:
-            result = demo_run(config, resume=resume, progress=progress, command=_command())
+            result = demo_run(config, resume=resume, progress=progress, command=command())
         show_result(result, Path(config.output or ""))
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "secateur prune examples/resnet56_cifar10.yaml",
         "secateur prune examples/resnet56_cifar10.yaml --epochs 3 --output runs/longer",
         "secateur prune --model net.py:build --arg classes=5 --weights net.safetensors \\",
@@ -207,10 +192,10 @@ def prune(
     folder then holds config.yaml, result.json, plan.json, model.safetensors, model.json and
     report.html.
     """
-    flags = _given(
+    flags = given(
         model=model,
         weights=weights,
-        data=_given(
+        data=given(
             source=data,
             test_source=test_data,
             image_size=image_size,
@@ -220,40 +205,40 @@ def prune(
         ),
         criterion=criterion,
         aggregation=aggregation,
-        target=_given(sparsity=sparsity, params=params, macs=macs, latency=latency),
-        timing=_given(batch=latency_batch),
+        target=given(sparsity=sparsity, params=params, macs=macs, latency=latency),
+        timing=given(batch=latency_batch),
         scope=scope,
         normalisation=normalisation,
         protect=protect,
         max_sparsity=max_sparsity,
         round_to=round_to,
-        finetune=_given(epochs=epochs, lr=lr, optimizer=optimizer),
+        finetune=given(epochs=epochs, lr=lr, optimizer=optimizer),
         output=output,
         seed=seed,
         threads=threads,
     )
-    with _guarded(debug) as going:
+    with guarded(debug) as going:
         from secateur.study import RunConfig, prune_run
         from secateur.study.reading import merge, parse, read_mapping
         from secateur.study.store import with_output
 
         if arguments:
-            flags["arguments"] = _pairs(arguments)
+            flags["arguments"] = pairs(arguments)
         if options:
-            flags["options"] = _pairs(options, "option")
+            flags["options"] = pairs(options, "option")
         if group_limits:
-            flags["limits"] = _pairs(group_limits, "group-limit", str)
+            flags["limits"] = pairs(group_limits, "group-limit", str)
         raw = merge(read_mapping(run) if run else {}, flags)
-        _check_resume(resume, raw.get("output"))
+        check_resume(resume, raw.get("output"))
         config = with_output(parse(RunConfig, raw, str(run or "")), "prune")
         going.append(_resume_prune(config))
         with bars() as progress:
-            result = prune_run(config, resume=resume, progress=progress, command=_command())
+            result = prune_run(config, resume=resume, progress=progress, command=command())
         show_result(result, Path(config.output or ""))
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "secateur inspect secateur.models:digits_cnn --input 1x8x8",
         "secateur inspect secateur.models:cifar_resnet --arg depth=20 --input 3x32x32",
         "secateur inspect torchvision.models:resnet50 --input 3x224x224 --json",
@@ -285,11 +270,11 @@ def inspect(
     Needs one of --input, --tokens and --inputs. The shares say how much of the parameters and
     MACs goes when one unit of the group stays.
     """
-    with _guarded(debug):
+    with guarded(debug):
         from secateur.study.inspection import inspected
 
-        size = _shape(shape) if shape is not None else None
-        named = _pairs(arguments or [])
+        size = read_shape(shape) if shape is not None else None
+        named = pairs(arguments or [])
         found = inspected(model, named, weights, size, tokens=tokens, inputs=inputs, meta=meta)
         if as_json:
             typer.echo(json.dumps(found, indent=1))
@@ -297,42 +282,38 @@ def inspect(
             show_inspection(found)
 
 
+app.command(epilog=EPILOG)(compare)
+
+
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "secateur report runs/demo",
+        "secateur report runs/compare",
     )
 )
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder; its result.json is read.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A run folder; its result.json or comparison.json is read.")
+    ],
     debug: Debug = False,
 ) -> None:
     """Draw report.html again from the stored result."""
-    with _guarded(debug):
-        from secateur.report import write_report
+    with guarded(debug):
+        from secateur.report import write_comparison, write_comparison_tables, write_report
 
+        page = folder / "report.html"
+        if (folder / "comparison.json").is_file():
+            compared = load_comparison(folder / "comparison.json")
+            write_comparison_tables(compared, folder)
+            typer.echo(f"report: {write_comparison(compared, page)}")
+            return
         result = load_result(folder / "result.json")
-        typer.echo(f"report: {write_report(result, folder / 'report.html')}")
+        typer.echo(f"report: {write_report(result, page)}")
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-@contextlib.contextmanager
-def _guarded(debug: bool) -> Iterator[list[Callable[[], str]]]:
-    """Turn what the user can mend into one line; what is added to the list tells how to go on."""
-    going: list[Callable[[], str]] = []
-    try:
-        yield going
-    except (SecateurError, OSError) as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        typer.echo(going[-1]() if going else "stopped", err=True)
-        raise typer.Exit(STOPPED) from None
 
 
 def _resume_demo(config: DemoConfig) -> Callable[[], str]:
@@ -341,53 +322,9 @@ def _resume_demo(config: DemoConfig) -> Callable[[], str]:
         parts += ["--seed", str(config.seed)]
     if config.threads != type(config)().threads:
         parts += ["--threads", str(config.threads)]
-    return lambda: _stopped(config.output, [*parts, "--resume"])
+    return lambda: stopped(config.output, [*parts, "--resume"])
 
 
 def _resume_prune(config: RunConfig) -> Callable[[], str]:
     again = str(Path(config.output or "") / "config.yaml")
-    return lambda: _stopped(config.output, ["secateur", "prune", again, "--resume"])
-
-
-def _stopped(output: str | None, command: Sequence[str]) -> str:
-    if (Path(output or "") / "config.yaml").is_file():
-        return f"stopped; go on with: {shlex.join(command)}"
-    return "stopped before the run had begun; nothing is left of it"
-
-
-def _check_resume(resume: bool, output: Any) -> None:
-    if resume and output is None:
-        raise InputError("resume needs the run folder: give --output")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """Keep what was given."""
-    return {name: value for name, value in values.items() if value is not None and value != {}}
-
-
-def _pairs(
-    texts: Sequence[str], flag: str = "arg", good: Callable[[str], object] = str.isidentifier
-) -> dict[str, Any]:
-    """Read ``name=value``; values are YAML, so that 3 is a number and a, b a text."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not good(name):
-            raise InputError(f"{flag} must look like name=value, but got {text!r}")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"{flag} must have a value in YAML, but got {text!r}") from error
-    return found
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    parts = text.lower().replace(",", "x").split("x")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"input must look like 3x224x224, but got {text!r}")
-    return tuple(int(part) for part in parts)
-
-
-def _command() -> str:
-    """Say how to repeat what was asked; a resumed run is repeated from its beginning."""
-    return shlex.join(["secateur", *(word for word in sys.argv[1:] if word != "--resume")])
+    return lambda: stopped(config.output, ["secateur", "prune", again, "--resume"])

@@ -12,11 +12,13 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from secateur.errors import CheckpointError
 
 FORMAT = 1
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Quality:
     """How well a network classifies ``count`` images of one split.
 
     ``low`` and ``high`` bound the accuracy (95 % Wilson interval); precision,
-    recall and F1 are macro averages.
+    recall and F1 are macro averages. ``top5`` is the share with the label among
+    the five highest outputs, None for five classes or fewer; ``ece`` the expected
+    calibration error; both are None in results of before they were measured.
     """
 
     split: str
@@ -36,6 +40,8 @@ class Quality:
     recall: float
     f1: float
     loss: float
+    top5: float | None = None
+    ece: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,14 +154,28 @@ class Result:
 
 def save_result(result: Result, path: Path) -> None:
     """Write ``result`` as JSON, whole or not at all."""
-    text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=True)
+    save_record(result, path)
+
+
+def load_result(path: Path) -> Result:
+    """Read a result back.
+
+    Raises:
+        CheckpointError: the file is missing, half-written or of another format.
+    """
+    return load_record(Result, path, FORMAT)
+
+
+def save_record(record: Any, path: Path) -> None:
+    """Write a record (a dataclass) as JSON, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=True)
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
 
 
-def load_result(path: Path) -> Result:
-    """Read a result back.
+def load_record(kind: type[R], path: Path, wanted: int) -> R:
+    """Read back a record of ``kind``, whose ``format`` must be ``wanted``.
 
     Raises:
         CheckpointError: the file is missing, half-written or of another format.
@@ -167,12 +187,23 @@ def load_result(path: Path) -> Result:
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     found = data.get("format") if isinstance(data, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path}: format must be {FORMAT}, but got {found!r}")
+    if found != wanted:
+        raise CheckpointError(f"{path}: format must be {wanted}, but got {found!r}")
     try:
-        built: Result = _build(Result, data)
+        return build_record(kind, data)
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not hold a whole result: {error}") from error
+        name = kind.__name__.lower()
+        raise CheckpointError(f"{path} does not hold a whole {name}: {error}") from error
+
+
+def build_record(kind: type[R], data: Any) -> R:
+    """Rebuild a record from what JSON made of it.
+
+    Raises:
+        KeyError: a field is unknown.
+        TypeError: a field is missing, or the data are no mapping.
+    """
+    built: R = _build(kind, data)
     return built
 
 

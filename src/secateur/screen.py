@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from secateur.comparison import Comparison, setups
 from secateur.results import Result
 
 WIDE = 110
@@ -48,6 +49,48 @@ def show_result(result: Result, folder: Path) -> None:
     console.print(drawn)
     _line(console, f"proof:  {proof(result.check)}")
     _line(console, f"report: {folder / 'report.html'}")
+
+
+def show_comparison(comparison: Comparison, folder: Path) -> None:
+    """Print what a study found, the frontier for MACs, and where its report is."""
+    from secateur.report.comparison_page import summary
+    from secateur.report.comparison_tables import name_of, varying
+
+    console = Console()
+    found = setups(comparison.trials)
+    size, shown = comparison.dense.size, varying(comparison.trials)
+    drawn = _table(comparison.title)
+    drawn.add_column("on the frontier for MACs", overflow="fold")
+    for heading in ("accuracy", "params", "MACs", "test"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    best = [setup for setup in found if "macs" in setup.frontiers]
+    for setup in sorted(best, key=lambda one: one.macs):
+        drawn.add_row(
+            name_of(setup.first, shown),
+            f"{setup.accuracy:.2%}",
+            f"{setup.params / size.params:.1%}",
+            f"{setup.macs / size.macs:.1%}",
+            "" if setup.test is None else f"{setup.test:.2%}",
+        )
+    console.print(drawn)
+    for line in summary(comparison, found):
+        _line(console, f"{line.label + ':':<10}{line.text}")
+    _line(console, f"report:   {folder / 'report.html'}")
+
+
+def show_dry_run(trials: Sequence[str], seconds: float, workers: int) -> None:
+    """Print the trials of a study and about how long they take."""
+    from secateur.report.format import duration
+
+    console = Console()
+    for number, trial in enumerate(trials):
+        _line(console, f"{number:>5}  {trial}")
+    processes = "1 process" if workers == 1 else f"{workers} processes"
+    _line(
+        console,
+        f"{len(trials)} trials, about {duration(seconds)} with {processes} (from the dense "
+        "network's speed now; smaller networks are faster)",
+    )
 
 
 def show_inspection(found: dict[str, Any]) -> None:

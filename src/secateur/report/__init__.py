@@ -1,7 +1,15 @@
 """Results as tables, figures and one self-contained page; reads records only, knows no torch."""
 
+from secateur.report.comparison_page import write_comparison, write_comparison_tables
 from secateur.report.export import write_tables
 from secateur.report.page import write_report
 from secateur.report.tables import Row, table
 
-__all__ = ["Row", "table", "write_report", "write_tables"]
+__all__ = [
+    "Row",
+    "table",
+    "write_comparison",
+    "write_comparison_tables",
+    "write_report",
+    "write_tables",
+]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.errors import InputError
@@ -30,11 +31,20 @@ def write_tables(result: Result, folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: ``folder`` is a file.
     """
+    return write_each(tables(result), folder)
+
+
+def write_each(every: Sequence[Table], folder: Path) -> tuple[Path, ...]:
+    """Write tables into ``folder`` as ``NAME.csv`` and ``NAME.json``.
+
+    Raises:
+        InputError: ``folder`` is a file.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder must be a folder, but {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for table in tables(result):
+    for table in every:
         for suffix, text in ((".csv", _csv(table)), (".json", _json(table))):
             path = folder / f"{table.name}{suffix}"
             path.write_text(text, encoding="utf-8", newline="\n")

@@ -55,10 +55,10 @@ def accuracy_figure(result: Result) -> Figure | None:
     lines = curves(result.points)
     if not lines:
         return None
-    splits = _unique(point.split for point in result.points)
+    splits = unique(point.split for point in result.points)
     figure = go.Figure()
-    criteria = _unique(line.criterion for line in lines)
-    scopes = _unique(line.scope for line in lines)
+    criteria = unique(line.criterion for line in lines)
+    scopes = unique(line.scope for line in lines)
     for line in lines:
         rank = criteria.index(line.criterion)
         look = {
@@ -67,7 +67,7 @@ def accuracy_figure(result: Result) -> Figure | None:
         }
         marker = {"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 8}
         figure.add_scatter(
-            name=_safe(line.name),
+            name=safe(line.name),
             mode="lines+markers",
             line=look,
             marker=marker,
@@ -84,12 +84,12 @@ def accuracy_figure(result: Result) -> Figure | None:
             "ticksuffix": " %",
             "rangemode": "tozero",
         },
-        yaxis={"title": {"text": f"Accuracy on {_safe(split)}"}, "ticksuffix": " %"},
+        yaxis={"title": {"text": f"Accuracy on {safe(split)}"}, "ticksuffix": " %"},
     )
     legend = len(lines) <= LEGEND_LINES
     figure.update_layout(showlegend=legend)
     caption = captions.explain_curves(chosen, scopes, legend=legend)
-    drawn = _figure("accuracy", "Accuracy against sparsity", caption, 480, figure)
+    drawn = finished("accuracy", "Accuracy against sparsity", caption, 480, figure)
     return dataclasses.replace(drawn, details=captions.say_curves(lines, split))
 
 
@@ -114,14 +114,14 @@ def widths_figure(result: Result) -> Figure | None:
             marker={"color": color, "line": {"width": 0}},
             opacity=0.55 if name == "dense" else 1,
             customdata=[
-                [_safe(width.layer), fmt.count(width.dense), fmt.count(width.pruned)]
+                [safe(width.layer), fmt.count(width.dense), fmt.count(width.pruned)]
                 for width in widths
             ],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]} to %{customdata[2]}<extra></extra>",
         )
     layers: dict[str, Any] = {"title": {"text": ""}, "showgrid": False, "zeroline": False}
     if named:
-        labels = [_safe(name) for name in short_names([width.layer for width in widths])]
+        labels = [safe(name) for name in short_names([width.layer for width in widths])]
         layers |= {"tickvals": places, "ticktext": labels, "autorange": "reversed"}
     else:
         layers |= {"title": {"text": "Layer, in the order of the network"}, **_steps(len(widths))}
@@ -130,7 +130,9 @@ def widths_figure(result: Result) -> Figure | None:
         barmode="overlay", hovermode="closest", **{f"{along}axis": layers, f"{across}axis": size}
     )
     height = 140 + 26 * len(widths) if named else 420
-    return _figure("widths", "Widths before and after", captions.say_widths(widths), height, figure)
+    return finished(
+        "widths", "Widths before and after", captions.say_widths(widths), height, figure
+    )
 
 
 def training_figure(result: Result) -> Figure | None:
@@ -140,7 +142,7 @@ def training_figure(result: Result) -> Figure | None:
         return None
     figure = go.Figure()
     steps = list(range(1, len(history) + 1))
-    customdata = [[_safe(one.phase), one.epoch, fmt.tiny(one.lr)] for one in history]
+    customdata = [[safe(one.phase), one.epoch, fmt.tiny(one.lr)] for one in history]
     hover = "%{customdata[0]}, epoch %{customdata[1]}, rate %{customdata[2]}"
     for name, values, color, symbol, dash, axis in (
         ("training loss", [one.train_loss for one in history], VERMILLION, "square", "dash", "y2"),
@@ -157,7 +159,7 @@ def training_figure(result: Result) -> Figure | None:
         value = "%{y:.2f} %" if axis == "y" else "%{y:.4g}"
         figure.add_scatter(
             x=steps,
-            y=[_finite(one) for one in values],
+            y=[finite(one) for one in values],
             yaxis=axis,
             name=name,
             mode="lines+markers",
@@ -179,10 +181,10 @@ def training_figure(result: Result) -> Figure | None:
         shapes=[_divider(step) for step, _ in starts[1:]],
         annotations=[_phase_label(step, phase) for step, phase in starts],
     )
-    return _figure("training", "Training", captions.say_training(history), 540, figure)
+    return finished("training", "Training", captions.say_training(history), 540, figure)
 
 
-def _figure(name: str, title: str, text: str, height: int, figure: go.Figure) -> Figure:
+def finished(name: str, title: str, text: str, height: int, figure: go.Figure) -> Figure:
     """Add what all figures share and turn plotly's object into plain data."""
     figure.update_layout(
         template="none",
@@ -206,16 +208,18 @@ def _figure(name: str, title: str, text: str, height: int, figure: go.Figure) ->
     return Figure(name, title, text, height, json.loads(figure.to_json()))
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """``text`` with nothing that plotly would take for a tag."""
     return html.escape(text, quote=False)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """``value``, or None, which plotly leaves a gap for."""
     return value if math.isfinite(value) else None
 
 
-def _unique(names: Any) -> list[str]:
+def unique(names: Any) -> list[str]:
+    """Every name once, in the order of their first appearance."""
     return list(dict.fromkeys(names))
 
 
@@ -250,10 +254,10 @@ def _steps(number: int) -> dict[str, Any]:
 def _point_data(points: Sequence[Point]) -> dict[str, Any]:
     return {
         "x": [100 * point.sparsity for point in points],
-        "y": [_finite(100 * point.accuracy) for point in points],
+        "y": [finite(100 * point.accuracy) for point in points],
         "customdata": [
             [
-                _safe(f"{point.criterion}, {point.scope}"),
+                safe(f"{point.criterion}, {point.scope}"),
                 fmt.percent(point.sparsity, 1),
                 fmt.percent(point.accuracy),
                 fmt.decimal(point.loss),
@@ -298,7 +302,7 @@ def _phase_label(step: int, phase: str) -> dict[str, Any]:
         "x": step - 0.4,
         "y": 0.52,
         "yref": "paper",
-        "text": _safe(phase),
+        "text": safe(phase),
         "showarrow": False,
         "xanchor": "left",
         "yanchor": "middle",

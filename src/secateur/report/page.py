@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from secateur.errors import InputError
 from secateur.report import figures, tables
 from secateur.report.figures import Figure
-from secateur.report.summary import proof, summary
+from secateur.report.summary import Line, proof, summary
 from secateur.report.tables import Table
 from secateur.results import Result
 
@@ -56,28 +56,45 @@ def write_report(result: Result, path: Path) -> Path:
     Raises:
         InputError: ``path`` is a folder, or its folder does not exist.
     """
+    return write_page(render(result), path)
+
+
+def write_page(page: str, path: Path) -> Path:
+    """Write a page, whole or not at all.
+
+    Raises:
+        InputError: ``path`` is a folder, or its folder does not exist.
+    """
     if path.is_dir():
         raise InputError(f"path must be a file, but {path} is a folder")
     if not path.parent.is_dir():
         raise InputError(f"path must lie in an existing folder, but {path.parent} does not exist")
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(render(result), encoding="utf-8", newline="\n")
+    partial.write_text(page, encoding="utf-8", newline="\n")
     partial.replace(path)
     return path
 
 
 def render(result: Result) -> str:
     """The page of ``result`` as HTML text."""
-    sections = _sections(result)
+    good = result.check.ok and result.check.changed
+    verdict = "Proved" if good else "Not proved"
+    return render_page(result.title, verdict, good, summary(result), _sections(result))
+
+
+def render_page(
+    title: str, verdict: str, good: bool, lines: Sequence[Line], sections: Sequence[Section]
+) -> str:
+    """A page of its parts as HTML text; ``good`` colours the verdict."""
     drawn = any(section.figure for section in sections)
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
-            title=result.title,
-            good=result.check.ok and result.check.changed,
-            proof=proof(result.check),
-            summary=summary(result),
+            title=title,
+            good=good,
+            verdict=verdict,
+            summary=lines,
             sections=sections,
             css=Markup(_file("page.css")),
             script=_script(_file("page.js")),
@@ -94,19 +111,19 @@ def _sections(result: Result) -> tuple[Section, ...]:
             "accuracy",
             "Accuracy against sparsity",
             figure=figures.accuracy_figure(result),
-            tables=_with_rows(tables.points_table(result), folded=True),
+            tables=with_rows(tables.points_table(result), folded=True),
         ),
         Section(
             "widths",
             "Widths before and after",
             figure=figures.widths_figure(result),
-            tables=_with_rows(tables.widths_table(result), folded=True),
+            tables=with_rows(tables.widths_table(result), folded=True),
         ),
         Section(
             "training",
             "Training",
             figure=figures.training_figure(result),
-            tables=_with_rows(tables.history_table(result), folded=True),
+            tables=with_rows(tables.history_table(result), folded=True),
         ),
         _kept_section(result),
         Section(
@@ -121,12 +138,12 @@ def _sections(result: Result) -> tuple[Section, ...]:
             "To repeat it",
             code=result.command,
             tables=(
-                *_with_rows(tables.asked_table(result), folded=True),
-                *_with_rows(tables.environment_table(result)),
+                *with_rows(tables.asked_table(result.asked), folded=True),
+                *with_rows(tables.environment_table(result.environment)),
             ),
         ),
     )
-    return tuple(section for section in every if _has_content(section))
+    return tuple(section for section in every if has_content(section))
 
 
 def _kept_section(result: Result) -> Section:
@@ -141,8 +158,8 @@ def _kept_section(result: Result) -> Section:
         texts=tuple(texts),
         bullets=_reasons(result),
         tables=(
-            *_with_rows(tables.given_back_table(result)),
-            *_with_rows(tables.pinned_table(result), folded=True),
+            *with_rows(tables.given_back_table(result)),
+            *with_rows(tables.pinned_table(result), folded=True),
         ),
     )
 
@@ -157,11 +174,13 @@ def _reasons(result: Result) -> tuple[str, ...]:
     )
 
 
-def _with_rows(table: Table, *, folded: bool = False) -> tuple[Shown, ...]:
+def with_rows(table: Table, *, folded: bool = False) -> tuple[Shown, ...]:
+    """A table to show, or none where it is empty."""
     return (Shown(table, folded),) if table.rows else ()
 
 
-def _has_content(section: Section) -> bool:
+def has_content(section: Section) -> bool:
+    """Whether there is anything to show."""
     parts: Sequence[object] = (section.texts, section.tables, section.bullets, section.code)
     return section.figure is not None or any(parts)
 

@@ -83,8 +83,8 @@ def tables(result: Result) -> tuple[Table, ...]:
         given_back_table(result),
         pinned_table(result),
         proof_table(result),
-        asked_table(result),
-        environment_table(result),
+        asked_table(result.asked),
+        environment_table(result.environment),
     )
     return tuple(one for one in every if one.rows)
 
@@ -220,16 +220,16 @@ def proof_table(result: Result) -> Table:
     )
 
 
-def asked_table(result: Result) -> Table:
+def asked_table(asked: Mapping[str, Any]) -> Table:
     """Every setting of the run, nested ones as dotted names."""
-    settings = {key: _text(value) for key, value in flatten(result.asked)}
+    settings = {key: _text(value) for key, value in flatten(asked)}
     caption = "Every setting of the run, defaults included."
     return _pairs("asked", caption, ("Setting", "Value"), settings)
 
 
-def environment_table(result: Result) -> Table:
+def environment_table(environment: Mapping[str, str]) -> Table:
     """Where the run took place."""
-    found = {key: _text(value) for key, value in sorted(result.environment.items())}
+    found = {key: _text(value) for key, value in sorted(environment.items())}
     return _pairs("environment", "Where it ran.", ("Part", "Version or name"), found)
 
 

@@ -126,6 +126,8 @@ def _nearest(kind: type[BaseModel], path: Sequence[str | int]) -> str:
 def _keys(kind: Any, path: Sequence[str | int]) -> list[str]:
     """Return the valid keys at ``path`` below ``kind``."""
     for part in path:
+        if isinstance(part, int):
+            continue
         annotation = _fields(kind).get(str(part))
         options = [annotation, *get_args(annotation)]
         kind = next((option for option in options if _fields(option)), None)

@@ -1,0 +1,308 @@
+"""What a comparison is asked: the settings, their defaults and their rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from secateur.allocation import SCOPES, check_target
+from secateur.criteria import CRITERIA
+from secateur.criteria.combine import check_aggregation, check_normalisation
+from secateur.criteria.elements import ELEMENTWISE
+from secateur.criteria.orders import SCOPES as MIXED_SCOPES
+from secateur.errors import InputError, unknown_name
+from secateur.finetune import TrainSettings
+from secateur.latency import Timing
+from secateur.pareto import SCORES
+from secateur.recovery import METHODS
+from secateur.study.config import DataSettings
+from secateur.weight_masks import SCOPES as WEIGHT_SCOPES
+
+GRANULARITIES = ("channel", "weight")
+RECOVERIES = ("none", *METHODS)
+CHOICE_COSTS = ("macs", "params", "bytes")
+TESTED = ("frontier", "all", "chosen", "none")
+OWN_KEYS = {"epochs": "epochs", "seed": "seeds"}
+
+
+class _Settings(BaseModel):
+    """Unknown keys are errors, and nothing changes after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CriterionEntry(_Settings):
+    """A criterion by name, with its options; or a mixture of the orders of several.
+
+    Attributes:
+        name: of a criterion.
+        options: of the criterion.
+        interleave: criteria whose orders take turns.
+        delta: two criteria whose orders are mixed by ``share``.
+        share: how much of the second criterion; each makes an entry of its own.
+    """
+
+    name: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    interleave: tuple[CriterionEntry, ...] = ()
+    delta: tuple[CriterionEntry, ...] = ()
+    share: tuple[float, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, raw: Any) -> Any:
+        return {"name": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> CriterionEntry:
+        kinds = [key for key in ("name", "interleave", "delta") if getattr(self, key)]
+        if len(kinds) != 1:
+            raise InputError(
+                "exactly one of name, interleave, delta must be given, but got "
+                f"{', '.join(kinds) or 'none'}"
+            )
+        if self.options and not self.name:
+            raise InputError("options must stand beside a name")
+        if self.interleave and len(self.interleave) < 2:
+            raise InputError("interleave must hold at least two criteria, but got 1")
+        if self.delta and len(self.delta) != 2:
+            raise InputError(f"delta must hold two criteria, but got {len(self.delta)}")
+        if bool(self.delta) != bool(self.share):
+            raise InputError("share must list numbers from 0 to 1 beside delta, and only there")
+        if any(not 0 <= share <= 1 for share in self.share):
+            raise InputError(f"share must be from 0 to 1, but got {list(self.share)}")
+        if any(part.delta or part.interleave for part in (*self.interleave, *self.delta)):
+            raise InputError("a mixture must be of criteria with names, not of mixtures")
+        return self
+
+    @model_serializer
+    def _short(self) -> Any:
+        if self.name and not self.options:
+            return self.name
+        every = {key: getattr(self, key) for key in type(self).model_fields}
+        return {
+            key: [part._short() if isinstance(part, CriterionEntry) else part for part in value]
+            if isinstance(value, tuple)
+            else value
+            for key, value in every.items()
+            if value
+        }
+
+
+class Choice(_Settings):
+    """Which network is kept: the one with the least ``cost`` that loses at most ``within``."""
+
+    within: float = Field(default=0.01, ge=0, lt=1)
+    cost: str = "macs"
+
+    @field_validator("cost")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _one_of("cost", value, CHOICE_COSTS)
+
+
+class CompareConfig(_Settings):
+    """Everything that ``secateur compare`` is asked; the lists span the grid of trials.
+
+    Attributes:
+        model: ``package.module:callable`` or ``file.py:callable``.
+        arguments: keyword arguments of the callable.
+        weights: safetensors file, or None for the weights that the callable gives.
+        data: images to calibrate, train and judge with.
+        criteria: which units go first.
+        sparsities: shares of units (or weights) to remove ...
+        macs: ... or shares of multiply-accumulates to keep ...
+        params: ... or shares of parameters to keep: at least one of the three.
+        scopes: what competes.
+        granularities: "channel" (all structures are cut) or "weight" (masked).
+        recoveries: what mends the network without training.
+        epochs: of finetuning.
+        seeds: of scores, the calibration images and finetuning.
+        finetune: how to finetune; epochs and seed are listed above.
+        aggregation: how a unit's values in its group's slots become one.
+        normalisation: what a group's scores are divided by before groups compete.
+        protect: patterns of groups, parameters and kinds that stay whole.
+        round_to: keep a multiple of this many units in every group that is cut.
+        max_sparsity: the largest share that may go from one group.
+        latency: measure every network's time as a share of the dense one's, so; None for not.
+        choose: which network is kept.
+        test: which trials are measured on the test split at the end: those on a "frontier",
+            "all", the "chosen" setup or "none".
+        score: name of a score to show beside the accuracy.
+        output: the run folder; None takes the first free ``runs/compare``, ``runs/compare-2`` ...
+        seed: of weights that are drawn and of how the images are divided.
+        threads: that PyTorch may use in each process.
+    """
+
+    model: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    data: DataSettings
+    criteria: tuple[CriterionEntry, ...] = Field(min_length=1)
+    sparsities: tuple[float, ...] = ()
+    macs: tuple[float, ...] = ()
+    params: tuple[float, ...] = ()
+    scopes: tuple[str, ...] = Field(default=("local",), min_length=1)
+    granularities: tuple[str, ...] = Field(default=("channel",), min_length=1)
+    recoveries: tuple[str, ...] = Field(default=("none",), min_length=1)
+    epochs: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    finetune: TrainSettings = TrainSettings()
+    aggregation: str = "sum"
+    normalisation: str = "mean"
+    protect: tuple[str, ...] = ()
+    round_to: int = Field(default=1, ge=1)
+    max_sparsity: float | None = Field(default=None, gt=0, le=1)
+    latency: Timing | None = None
+    choose: Choice = Choice()
+    test: str = "frontier"
+    score: str | None = None
+    output: str | None = None
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed_above(cls, raw: Any) -> Any:
+        training = raw.get("finetune") if isinstance(raw, Mapping) else None
+        if isinstance(training, Mapping):
+            for key, listed in OWN_KEYS.items():
+                if key in training:
+                    raise InputError(f"finetune.{key} must not be given: {listed} lists them")
+        return raw
+
+    @field_validator(
+        "criteria", "sparsities", "macs", "params", "scopes", "granularities", "recoveries",
+        "epochs", "seeds",
+    )  # fmt: skip
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        twice = next((one for i, one in enumerate(value) if one in value[:i]), None)
+        if twice is not None:
+            shown = twice._short() if isinstance(twice, CriterionEntry) else twice
+            raise InputError(f"a list must name each thing once, but {shown!r} stands twice")
+        return value
+
+    @field_validator("sparsities", "macs", "params")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...], info: Any) -> tuple[float, ...]:
+        for one in value:
+            check_target("sparsity" if info.field_name == "sparsities" else info.field_name, one)
+        return value
+
+    @field_validator("scopes", "granularities", "recoveries")
+    @classmethod
+    def _known(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
+        choices = {"scopes": SCOPES, "granularities": GRANULARITIES, "recoveries": RECOVERIES}
+        return tuple(_one_of(info.field_name, one, choices[info.field_name]) for one in value)
+
+    @field_validator("epochs", "seeds")
+    @classmethod
+    def _from_zero(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(one < 0 for one in value):
+            raise InputError(f"a list must hold whole numbers from 0, but got {list(value)}")
+        return value
+
+    @field_validator("aggregation")
+    @classmethod
+    def _known_aggregation(cls, value: str) -> str:
+        check_aggregation(value)
+        return value
+
+    @field_validator("normalisation")
+    @classmethod
+    def _known_normalisation(cls, value: str) -> str:
+        check_normalisation(value)
+        return value
+
+    @field_validator("test")
+    @classmethod
+    def _known_test(cls, value: str) -> str:
+        return _one_of("test", value, TESTED)
+
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, value: str | None) -> str | None:
+        return None if value is None else _one_of("score", value, tuple(SCORES))
+
+    @model_validator(mode="after")
+    def _fits(self) -> CompareConfig:
+        problems = list(_problems(self))
+        if problems:
+            # One line each; the reader of settings splits where a new name "must be" something.
+            raise InputError("; ".join(problems))
+        return self
+
+    def training(self, epochs: int, seed: int) -> TrainSettings:
+        """Return how one trial finetunes."""
+        return dataclasses.replace(self.finetune, epochs=epochs, seed=seed)
+
+
+def plain(config: CompareConfig) -> dict[str, Any]:
+    """Return the settings as JSON would hold them, and as they are read again."""
+    found: dict[str, Any] = config.model_dump(mode="json")
+    for key in OWN_KEYS:
+        del found["finetune"][key]
+    return found
+
+
+def to_yaml(config: CompareConfig) -> str:
+    """Write the settings, defaults included."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _problems(config: CompareConfig) -> Any:
+    """Yield what single settings cannot know: what does not go together."""
+    if not (config.sparsities or config.macs or config.params):
+        yield "sparsities must list something, or macs or params must, but all are empty"
+    for epochs in config.epochs:
+        if epochs:
+            try:
+                config.training(epochs, 0)
+            except InputError as error:
+                yield f"finetune must fit {epochs} epochs: {error}"
+    weights = "weight" in config.granularities
+    channels = "channel" in config.granularities
+    parts = [(part, entry) for entry in config.criteria for part in _parts(entry)]
+    for part, _ in parts:
+        name = part.name or ""
+        for wanted, registry in ((channels, CRITERIA), (weights, ELEMENTWISE)):
+            if wanted:
+                try:
+                    registry[name].with_options(**part.options)
+                except InputError as error:
+                    yield f"criteria must be known: {error}"
+    mixed = [entry for entry in config.criteria if not entry.name]
+    if mixed and any(scope not in MIXED_SCOPES for scope in config.scopes):
+        yield f"scopes must be among {', '.join(MIXED_SCOPES)} where criteria are mixed"
+    if not weights:
+        return
+    if mixed:
+        yield "criteria must not be mixed where granularities hold weight"
+    if config.macs or config.params:
+        yield "sparsities must be the only target where granularities hold weight"
+    if any(scope not in WEIGHT_SCOPES for scope in config.scopes):
+        yield f"scopes must be among {', '.join(WEIGHT_SCOPES)} where granularities hold weight"
+    if any(one not in ("none", "recalibrate") for one in config.recoveries):
+        yield "recoveries must be none or recalibrate where granularities hold weight"
+
+
+def _parts(entry: CriterionEntry) -> Sequence[CriterionEntry]:
+    return (entry,) if entry.name else (*entry.interleave, *entry.delta)
+
+
+def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise unknown_name(what, value, choices)
+    return value

@@ -1,0 +1,274 @@
+"""Carry out a comparison: trials on validation, then one look at the test split, then the report.
+
+The folder holds ``config.yaml``, ``study.db`` (an Optuna study), in the end ``comparison.json``,
+``report.html``, the tables as CSV and JSON, and the chosen network as ``prune`` leaves it. While
+the study goes on, ``stages/`` holds scores, weights that were trained and what was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.progress import Progress
+
+from secateur import comparison as records
+from secateur.compare.bench import Bench, made_again, set_up
+from secateur.compare.config import CompareConfig, plain, to_yaml
+from secateur.compare.database import Database, add, close_database, open_database, recorded
+from secateur.compare.trials import Spec, grid, said
+from secateur.compare.workers import one_by_one, side_by_side
+from secateur.comparison import Comparison, Trial
+from secateur.data import batches
+from secateur.data.images import ImageSet
+from secateur.errors import CheckpointError, InputError, SecateurError
+from secateur.latency import relative_time
+from secateur.measure import environment, quality
+from secateur.progress import track
+from secateur.report import write_comparison, write_comparison_tables
+from secateur.results import Measured, Quality
+from secateur.study import kept, stages, store
+from secateur.study.stages import say
+
+DATABASE = "study.db"
+COMPARISON = "comparison.json"
+OPENED = "test.json"
+LOCK = "lock"
+
+
+def compare_run(
+    config: CompareConfig,
+    *,
+    resume: bool = False,
+    retry_failed: bool = False,
+    workers: int = 1,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Comparison:
+    """Make and judge every network of the grid, and leave everything in one folder.
+
+    Args:
+        config: what is asked.
+        resume: go on with the study that the folder holds.
+        retry_failed: do the trials again that have failed.
+        workers: processes that run trials.
+        progress: where to show how far it is.
+        command: how to repeat it, for the record.
+
+    Raises:
+        InputError: the folder holds another run or is in use, or what was given does not fit.
+        CheckpointError: the folder's database or records are damaged or of another version.
+        SecateurError: not one trial is complete.
+    """
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, but got {workers}")
+    config = with_output(config)
+    folder = Path(config.output or "")
+    store.check_folder(folder, plain(config), resume)
+    if (folder / COMPARISON).is_file():
+        return _reported(folder, records.load_comparison(folder / COMPARISON))
+    with stages.threads_set(config.threads):
+        stage = folder / store.STAGES
+        bench, test = set_up(config, stage, progress)
+        factory = kept.factory_for(config.model, bench.subject.model)
+        store.claim(folder, to_yaml(config))
+        lock = FileLock(stage / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"output must not be in use, but {folder} is by a process") from error
+        try:
+            return _study(
+                bench, test, folder, factory, retry_failed=retry_failed, workers=workers,
+                command=command,
+            )  # fmt: skip
+        finally:
+            lock.release()
+
+
+def with_output(config: CompareConfig) -> CompareConfig:
+    """Give settings without an output folder the first free ``runs/compare``."""
+    if config.output is not None:
+        return config
+    folder = store.free_folder(Path("runs") / "compare")
+    return config.model_copy(update={"output": folder.as_posix()})
+
+
+def _study(
+    bench: Bench,
+    test: ImageSet,
+    folder: Path,
+    factory: str | None,
+    *,
+    retry_failed: bool,
+    workers: int,
+    command: str,
+) -> Comparison:
+    config = bench.config
+    specs = grid(config)
+    dense = _judged(bench, "dense-validation", lambda: _quality(bench, "validation"))
+    say(bench.progress, f"dense: {dense.accuracy:.2%} on validation; {len(specs)} trials")
+    database = open_database(folder / DATABASE, [spec.trial for spec in specs])
+    try:
+        _run_missing(bench, database, specs, workers, retry_failed)
+        trials = list(recorded(database).values())
+    finally:
+        close_database(database)
+    trials.sort(key=lambda trial: trial.number)
+    if all(trial.quality is None for trial in trials):
+        raise SecateurError(f"not one of {len(trials)} trials is complete: {trials[0].error}")
+    trials = [_timed(bench, specs[trial.number], trial) for trial in _tracked(bench, trials)]
+    found = _concluded(bench, test, specs, trials, dense, command)
+    _keep_chosen(bench, folder, specs, found, factory)
+    records.save_comparison(found, folder / COMPARISON)
+    shutil.rmtree(folder / store.STAGES, ignore_errors=True)
+    return _reported(folder, found)
+
+
+def _run_missing(
+    bench: Bench, database: Database, specs: Sequence[Spec], workers: int, retry_failed: bool
+) -> None:
+    """Run what is not recorded yet, each trial recorded before the next is shown."""
+    done = {
+        number
+        for number, trial in recorded(database).items()
+        if trial.quality is not None or not retry_failed
+    }
+    missing = [spec for spec in specs if spec.trial.number not in done]
+    if done:
+        say(bench.progress, f"{len(done)} of {len(specs)} trials are done already")
+    if workers == 1:
+        results: Iterable[Trial] = one_by_one(bench, missing)
+    else:
+        results = side_by_side(bench.config, bench.stage, missing, workers)
+    for trial in track(results, "Trials", bench.progress, len(missing)):
+        add(database, trial)
+        if trial.error:
+            say(bench.progress, f"failed: {said(trial)}: {trial.error}")
+
+
+def _tracked(bench: Bench, trials: Sequence[Trial]) -> Iterable[Trial]:
+    if bench.config.latency is None:
+        return trials
+    return track(trials, "Measuring speed", bench.progress, len(trials))
+
+
+def _timed(bench: Bench, spec: Spec, trial: Trial) -> Trial:
+    """Measure a network's time against the dense network's: here, with no trial running."""
+    timing = bench.config.latency
+    if timing is None or trial.quality is None:
+        return trial
+
+    def measure() -> str:
+        assert timing is not None
+        pruned = made_again(bench, spec).model
+        found = relative_time(bench.subject.model, pruned, bench.subject.example, timing)
+        return json.dumps(found)
+
+    path = bench.stage / "latency" / f"{trial.number}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return dataclasses.replace(trial, latency=float(json.loads(store.remembered(path, measure))))
+
+
+def _concluded(
+    bench: Bench,
+    test: ImageSet,
+    specs: Sequence[Spec],
+    trials: Sequence[Trial],
+    dense: Quality,
+    command: str,
+) -> Comparison:
+    """Choose by validation, then read the test split for what is reported."""
+    config = bench.config
+    setups = records.setups(trials)
+    chosen = records.choose(setups, dense.accuracy, config.choose.within, config.choose.cost)
+    numbers = _opened(bench, _reported_numbers(config.test, setups, chosen))
+    # From here on the test split is read; what is read for is written down already.
+    seen = dataclasses.replace(
+        bench, subject=dataclasses.replace(
+            bench.subject, data=dataclasses.replace(bench.data, test=test)
+        )
+    )  # fmt: skip
+    on_test = _judged(seen, "dense-test", lambda: _quality(seen, "test"))
+    tested = {
+        number: _judged(seen, f"test-{number}", lambda n=number: _test_of(seen, specs[n]))  # type: ignore[misc]
+        for number in track(numbers, "Measuring on test", bench.progress)
+    }
+    cost = bench.subject.graph.cost()
+    return Comparison(
+        title=f"{config.model.rpartition(':')[2]}: {len(trials)} networks compared",
+        asked=plain(config),
+        command=command,
+        environment=environment(),
+        dense=Measured(quality=on_test, size=stages.size(bench.subject.model, cost.macs)),
+        validation=dense,
+        trials=tuple(dataclasses.replace(trial, test=tested.get(trial.number)) for trial in trials),
+        chosen=None if chosen is None else chosen.first.number,
+        within=config.choose.within,
+        cost=config.choose.cost,
+        score=config.score or "",
+        notes=tuple(bench.subject.graph.notes),
+    )
+
+
+def _reported_numbers(
+    which: str, setups: Sequence[records.Setup], chosen: records.Setup | None
+) -> list[int]:
+    wanted = {
+        "all": setups,
+        "frontier": [one for one in setups if one.frontiers or one == chosen],
+        "chosen": [] if chosen is None else [chosen],
+        "none": [],
+    }[which]
+    return sorted(trial.number for setup in wanted for trial in setup.trials)
+
+
+def _opened(bench: Bench, numbers: Sequence[int]) -> list[int]:
+    """Write down which trials the test split is read for; what is written stays."""
+    path = bench.stage / OPENED
+    text = store.remembered(path, lambda: json.dumps(list(numbers)))
+    try:
+        return [int(number) for number in json.loads(text)]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
+
+
+def _judged(bench: Bench, name: str, measure: Callable[[], Quality]) -> Quality:
+    """Measure once; the next time it is read from the stage."""
+    path = bench.stage / f"{name}.json"
+    (found,) = store.remembered_records(path, Quality, lambda: [measure()])
+    return found
+
+
+def _quality(bench: Bench, split: str) -> Quality:
+    loader = batches(getattr(bench.data, split), bench.config.data.batch_size)
+    return quality(bench.subject.model, loader, split, progress=bench.progress)
+
+
+def _test_of(bench: Bench, spec: Spec) -> Quality:
+    loader = batches(bench.data.test, bench.config.data.batch_size)
+    return quality(made_again(bench, spec).model, loader, "test")
+
+
+def _keep_chosen(
+    bench: Bench, folder: Path, specs: Sequence[Spec], found: Comparison, factory: str | None
+) -> None:
+    """Leave the chosen network in the folder, as ``prune`` does."""
+    if found.chosen is None:
+        return
+    made = made_again(bench, specs[found.chosen])
+    if made.plan is not None:
+        store.write_text(folder / store.PLAN, made.plan.to_json() + "\n")
+    run = kept.Run(folder, bench.config.data.batch_size, bench.progress, found.command)
+    kept.stored(run, made.model, factory, bench.config.arguments)
+
+
+def _reported(folder: Path, found: Comparison) -> Comparison:
+    """Draw the report of a finished study, and hand the study on."""
+    write_comparison(found, folder / store.REPORT)
+    write_comparison_tables(found, folder)
+    return found

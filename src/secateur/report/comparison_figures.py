@@ -1,0 +1,250 @@
+"""Figures of a comparison: frontiers, accuracy against what was removed, and mixtures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from secateur.comparison import Comparison, Setup
+from secateur.report import format as fmt
+from secateur.report.comparison_tables import COST_WORDS, name_of, varying
+from secateur.report.figures import (
+    DASHES,
+    GREY,
+    LEGEND_LINES,
+    PALETTE,
+    SYMBOLS,
+    VERMILLION,
+    Figure,
+    finished,
+    safe,
+    unique,
+)
+
+SPOKEN = 8
+"""Setups or lines that are read aloud; the table has all."""
+
+
+def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) -> Figure | None:
+    """Accuracy against one cost: the frontier joined by a line, what is dominated faint."""
+    known = [setup for setup in setups if setup.cost(cost) is not None]
+    if not known:
+        return None
+    shown = varying([setup.first for setup in known])
+    criteria = unique(setup.first.criterion for setup in known)
+    figure = go.Figure()
+    best = sorted((s for s in known if cost in s.frontiers), key=lambda s: float(s.cost(cost) or 0))
+    figure.add_scatter(
+        name="frontier",
+        mode="lines",
+        line={"color": GREY, "dash": "dot", "shape": "hv"},
+        hoverinfo="skip",
+        x=[_share(comparison, setup, cost) for setup in best],
+        y=[100 * setup.accuracy for setup in best],
+    )
+    for rank, criterion in enumerate(criteria):
+        mine = [setup for setup in known if setup.first.criterion == criterion]
+        on = [cost in setup.frontiers for setup in mine]
+        figure.add_scatter(
+            name=safe(criterion),
+            mode="markers",
+            marker={
+                "color": PALETTE[rank % len(PALETTE)],
+                "symbol": SYMBOLS[rank % len(SYMBOLS)],
+                "size": [11 if good else 6 for good in on],
+                "opacity": [1.0 if good else 0.4 for good in on],
+            },
+            **_points(comparison, mine, cost, shown),
+        )
+    figure.add_scatter(
+        name="dense",
+        mode="markers",
+        marker={"symbol": "star", "size": 14, "color": GREY},
+        x=[100],
+        y=[100 * comparison.validation.accuracy],
+        hovertemplate="dense, %{y:.2f} %<extra></extra>",
+    )
+    chosen = [setup for setup in known if comparison.chosen in [t.number for t in setup.trials]]
+    if chosen:
+        ring = {"symbol": "circle-open", "size": 20, "color": VERMILLION, "line": {"width": 3}}
+        figure.add_scatter(
+            name="chosen", mode="markers", marker=ring, **_points(comparison, chosen, cost, shown)
+        )
+    what = {
+        "latency": "Time of a pass",
+        "bytes": "Weight file, gzipped",
+        "params": "Parameters",
+        "macs": "MACs",
+    }[cost]
+    figure.update_layout(
+        xaxis={
+            "title": {"text": f"{what}, share of the dense network"},
+            "ticksuffix": " %",
+            "rangemode": "tozero",
+        },
+        yaxis={"title": {"text": "Accuracy on validation"}, "ticksuffix": " %"},
+        showlegend=len(criteria) <= LEGEND_LINES,
+        hovermode="closest",
+    )
+    caption = (
+        "Large marks joined by the dotted line are the frontier: no other setup is as accurate for "
+        "as little. Faint marks are dominated. The star is the dense network."
+    )
+    if chosen:
+        caption += " The ring marks what was chosen."
+    spoken = "; ".join(
+        f"{name_of(setup.first, shown)}: {fmt.percent(setup.accuracy)} at "
+        f"{_share(comparison, setup, cost):.1f} %"
+        for setup in best[:SPOKEN]
+    )
+    more = f"; and {len(best) - SPOKEN} more in the table" if len(best) > SPOKEN else ""
+    title = f"Accuracy against {COST_WORDS[cost]}"
+    drawn = finished(f"pareto-{cost}", title, caption, 500, figure)
+    return dataclasses.replace(drawn, details=f"On the frontier: {spoken}{more}.")
+
+
+def curves_figure(setups: Sequence[Setup], target: str) -> Figure | None:
+    """Accuracy against how much was asked to go, one line for all that is else the same."""
+    mine = [setup for setup in setups if setup.first.target == target]
+    if not mine:
+        return None
+    shown = varying([setup.first for setup in setups])
+    lines: dict[tuple[Any, ...], list[Setup]] = {}
+    for setup in mine:
+        lines.setdefault(setup.first.line, []).append(setup)
+    criteria = unique(line[0] for line in lines)
+    rests = list(dict.fromkeys(line[1:] for line in lines))
+    figure = go.Figure()
+    for line, members in lines.items():
+        members = sorted(members, key=lambda setup: _gone(setup))
+        rank = criteria.index(line[0])
+        figure.add_scatter(
+            name=safe(_line_name(members[0], shown)),
+            mode="lines+markers",
+            line={
+                "color": PALETTE[rank % len(PALETTE)],
+                "dash": DASHES[rests.index(line[1:]) % len(DASHES)],
+            },
+            marker={"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 7},
+            x=[100 * _gone(setup) for setup in members],
+            y=[100 * setup.accuracy for setup in members],
+            customdata=[
+                [safe(name_of(setup.first, shown)), fmt.percent(setup.accuracy)]
+                for setup in members
+            ],
+            hovertemplate="<b>%{customdata[0]}</b><br>accuracy %{customdata[1]}<extra></extra>",
+            **_spread(members),
+        )
+    what = "Sparsity (removed)" if target == "sparsity" else f"{COST_WORDS[target]} to go"
+    figure.update_layout(
+        xaxis={
+            "title": {"text": what[0].upper() + what[1:]},
+            "ticksuffix": " %",
+            "rangemode": "tozero",
+        },
+        yaxis={"title": {"text": "Accuracy on validation"}, "ticksuffix": " %"},
+        showlegend=len(lines) <= LEGEND_LINES,
+    )
+    caption = "One colour and marker for each criterion."
+    if len(rests) > 1:
+        caption += f" Dashes tell the {', '.join(shown)} apart."
+    if any(len(setup.trials) > 1 for setup in mine):
+        caption += " Bars reach from the least to the greatest accuracy over the seeds."
+    if len(lines) > LEGEND_LINES:
+        caption += " There are too many lines for a legend: point at one, or open the table."
+    spoken = "; ".join(
+        f"{_line_name(members[0], shown)}: {fmt.percent(members[0].accuracy)} to "
+        f"{fmt.percent(members[-1].accuracy)}"
+        for members in list(lines.values())[:SPOKEN]
+    )
+    name = f"Accuracy against {'sparsity' if target == 'sparsity' else COST_WORDS[target]} asked"
+    drawn = finished(f"curves-{target}", name, caption, 480, figure)
+    return dataclasses.replace(drawn, details=f"From the least removed to the most. {spoken}.")
+
+
+def mixtures_figure(setups: Sequence[Setup]) -> Figure | None:
+    """Accuracy against the share of the second order in a mixture, one line a target."""
+    mine = [setup for setup in setups if setup.first.share is not None]
+    lines: dict[tuple[Any, ...], list[Setup]] = {}
+    for setup in mine:
+        pair = setup.first.criterion.partition(" (")[2]
+        first = setup.first
+        lines.setdefault((pair, first.target, first.value, *first.line[1:]), []).append(setup)
+    if not any(len(members) > 1 for members in lines.values()):
+        return None
+    shown = varying([setup.first for setup in mine])
+    figure = go.Figure()
+    for rank, members in enumerate(lines.values()):
+        members = sorted(members, key=lambda setup: setup.first.share or 0)
+        label = name_of(members[0].first, shown).partition(" (")[2].replace("), ", "): ", 1)
+        figure.add_scatter(
+            name=safe(label),
+            mode="lines+markers",
+            line={"color": PALETTE[rank % len(PALETTE)], "dash": DASHES[rank // 6 % len(DASHES)]},
+            marker={"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 7},
+            x=[setup.first.share for setup in members],
+            y=[100 * setup.accuracy for setup in members],
+            hovertemplate=f"{safe(label)}<br>share %{{x}}, accuracy %{{y:.2f}} %<extra></extra>",
+            **_spread(members),
+        )
+    figure.update_layout(
+        xaxis={"title": {"text": "Share of the second order (delta)"}},
+        yaxis={"title": {"text": "Accuracy on validation"}, "ticksuffix": " %"},
+        showlegend=len(lines) <= LEGEND_LINES,
+    )
+    caption = "At 0 the first criterion decides alone, at 1 the second; one line for each target."
+    return finished("mixtures", "Mixtures of two orders", caption, 460, figure)
+
+
+def _points(
+    comparison: Comparison, setups: Sequence[Setup], cost: str, shown: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "x": [round(_share(comparison, setup, cost), 4) for setup in setups],
+        "y": [round(100 * setup.accuracy, 4) for setup in setups],
+        "customdata": [
+            [
+                safe(name_of(setup.first, shown)),
+                fmt.short(setup.params),
+                fmt.short(setup.macs),
+                "on the frontier" if cost in setup.frontiers else "dominated",
+            ]
+            for setup in setups
+        ],
+        "hovertemplate": (
+            "<b>%{customdata[0]}</b><br>accuracy %{y:.2f} % at %{x:.1f} %<br>"
+            "%{customdata[1]} parameters, %{customdata[2]} MACs; %{customdata[3]}<extra></extra>"
+        ),
+    }
+
+
+def _share(comparison: Comparison, setup: Setup, cost: str) -> float:
+    """The cost in per cent of the dense network's."""
+    size = comparison.dense.size
+    whole = {"macs": size.macs, "params": size.params, "bytes": size.bytes_gzip, "latency": 1}[cost]
+    return 100 * float(setup.cost(cost) or 0) / whole if whole else 0.0
+
+
+def _gone(setup: Setup) -> float:
+    value = setup.first.value
+    return value if setup.first.target == "sparsity" else 1 - value
+
+
+def _line_name(setup: Setup, shown: Sequence[str]) -> str:
+    return name_of(setup.first, shown).rpartition(", ")[0]
+
+
+def _spread(setups: Sequence[Setup]) -> dict[str, Any]:
+    if all(len(setup.trials) == 1 for setup in setups):
+        return {}
+    bars = {
+        "type": "data",
+        "array": [100 * (setup.high - setup.accuracy) for setup in setups],
+        "arrayminus": [100 * (setup.accuracy - setup.low) for setup in setups],
+        "thickness": 1,
+        "width": 3,
+    }
+    return {"error_y": bars}
