@@ -69,7 +69,9 @@ def _check_code(model: nn.Module) -> None:
             )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(f"model must have its weights, but {name} is not initialised: run it once")
+            raise InputError(
+                f"model must have its weights, but {name} is not initialised: run it once"
+            )
 
 
 def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) -> Program:
