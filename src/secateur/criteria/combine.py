@@ -128,48 +128,54 @@ class SlotSums:
         aggregation: str = "sum",
     ) -> None:
         self._aggregate = AGGREGATIONS[aggregation]
+        sizes = {group.name: group.size for group in graph.groups}
         self._slots = {
-            name: [(slot.parameter, slot.dim, *_own(slot.units)) for slot in slots]
+            name: [(slot.parameter, slot.dim, _spread(slot.units, sizes[name])) for slot in slots]
             for name, slots in places(graph, weights_only=weights_only, among=among).items()
         }
-        self._sizes = {group.name: group.size for group in graph.groups}
+        self._zeros = {name: torch.zeros(size) for name, size in sizes.items()}
 
     def __call__(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum ``values`` (by parameter name, shaped like it); names left out count as zero."""
         along: dict[tuple[str, int], Tensor] = {}
         totals: dict[str, Tensor] = {}
         for name, slots in self._slots.items():
-            rows = torch.zeros(len(slots), self._sizes[name], dtype=torch.float64)
-            for row, (parameter, dim, units, mine) in zip(rows, slots, strict=True):
+            rows = []
+            for parameter, dim, spread in slots:
                 if parameter not in values:
+                    rows.append(self._zeros[name])
                     continue
                 if (parameter, dim) not in along:
                     along.update(_sums(parameter, values[parameter], dim))
-                sums = along[parameter, dim]
-                row.index_add_(0, units, sums if mine is None else sums[mine])
-            totals[name] = self._aggregate(rows)
+                rows.append(spread(along[parameter, dim]))
+            totals[name] = self._aggregate(torch.stack(rows).double())
         return totals
 
 
-def _own(units: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the unit of each position that has one, and which these are (None for all)."""
+def _spread(units: Tensor, size: int) -> Callable[[Tensor], Tensor]:
+    """Return the function from a sum for every position to one for every unit."""
+    if torch.equal(units, torch.arange(size)):
+        return lambda sums: sums
     mine = units >= 0
-    return (units, None) if bool(mine.all()) else (units[mine], mine)
+    own = units[mine]
+    return lambda sums: torch.zeros(size, dtype=torch.float64).index_add_(
+        0, own, sums[mine].double()
+    )
 
 
 def _sums(name: str, value: Tensor, dim: int) -> dict[tuple[str, int], Tensor]:
-    """Sum over every dimension but ``dim``; in float64 on the CPU.
+    """Sum over every dimension but ``dim``, in float32 or wider, on the CPU.
 
     Kernels are summed once for both dimensions of a weight.
     """
     value = value.detach()
     wide = torch.promote_types(value.dtype, torch.float32)
     if value.dim() < 2:
-        found = {dim: value}
+        found = {dim: value.to(wide)}
     elif dim > 1:
         others = [d for d in range(value.dim()) if d != dim]
         found = {dim: value.sum(dim=others, dtype=wide)}
     else:
         plane = value if value.dim() == 2 else value.flatten(2).sum(dim=2, dtype=wide)
         found = {d: plane.sum(dim=1 - d, dtype=wide) for d in (0, 1)}
-    return {(name, d): sums.to("cpu", torch.float64) for d, sums in found.items()}
+    return {(name, d): sums.cpu() for d, sums in found.items()}
