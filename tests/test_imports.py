@@ -16,7 +16,7 @@ LONGEST = 400
 
 # A room imports from its own floor or a lower one; a room not named here stands on ENGINE.
 FLOORS = (
-    {"errors", "results", "registry", "progress", "pareto", "comparison"},
+    {"errors", "results", "registry", "progress", "pareto", "comparison", "tuning_results"},
     {"graph"},
     {"calibration", "relevance", "criteria"},
     set[str](),
@@ -32,7 +32,7 @@ FLOORS = (
         "report",
     },
     {"study", "tuning", "compare"},
-    {"cli", "cli_compare", "cli_shared", "screen", "__main__"},
+    {"cli", "cli_compare", "cli_shared", "cli_tune", "screen", "__main__"},
 )
 ENGINE = 3
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -95,11 +95,12 @@ def test_reports_read_results_alone() -> None:
     found = {
         other for path in FILES if room_of(path) == "report" for other, _ in rooms_imported(path)
     }
-    assert found <= {"report", "results", "errors", "pareto", "comparison"}
+    assert found <= {"report", "results", "errors", "pareto", "comparison", "tuning_results"}
 
 
 @pytest.mark.parametrize(
-    "room", ["report", "results", "errors", "registry", "screen", "pareto", "comparison"]
+    "room",
+    ["report", "results", "errors", "registry", "screen", "pareto", "comparison", "tuning_results"],
 )
 def test_reports_and_records_know_no_torch(room: str) -> None:
     files = [path for path in FILES if room_of(path) == room]

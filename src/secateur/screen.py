@@ -12,6 +12,7 @@ from rich.table import Table
 
 from secateur.comparison import Comparison, setups
 from secateur.results import Result
+from secateur.tuning_results import Tuning
 
 WIDE = 110
 """Columns that a table with its intervals takes; on a narrower screen they stay in the report."""
@@ -74,6 +75,24 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
         )
     console.print(drawn)
     for line in summary(comparison, found):
+        _line(console, f"{line.label + ':':<10}{line.text}")
+    _line(console, f"report:   {folder / 'report.html'}")
+
+
+def show_tuning(tuning: Tuning, folder: Path) -> None:
+    """Print the best settings, what the dense network made of them, and where the report is."""
+    from secateur.report.tuning_page import summary
+    from secateur.report.tuning_tables import best_table, dense_table
+
+    console = Console()
+    for table in (best_table(tuning), dense_table(tuning)):
+        drawn = _table(table.caption)
+        for column in table.columns:
+            drawn.add_column(column.title, justify="right" if column.numeric else "left")
+        for row in table.rows:
+            drawn.add_row(*(cell.text for cell in row))
+        console.print(drawn)
+    for line in summary(tuning):
         _line(console, f"{line.label + ':':<10}{line.text}")
     _line(console, f"report:   {folder / 'report.html'}")
 

@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from secateur.errors import InputError, unknown_name
 from secateur.results import Quality
@@ -101,7 +102,7 @@ class Objective:
             raise InputError(f"target must be above 0, but got {self.target}")
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Literal["minimize", "maximize"]:
         """Optuna's word: "maximize" or "minimize"."""
         return "minimize" if self.metric == "loss" else "maximize"
 

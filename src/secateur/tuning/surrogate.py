@@ -173,33 +173,38 @@ def _highest(
     with torch.no_grad():
         order = bound(rows.unsqueeze(1)).argsort(descending=True)
     starts = rows[order[:STARTS]]
-    climbed = [_climbed(bound, start, discrete_columns(space)) for start in starts]
-    ends = torch.stack([*climbed, *starts])
+    ends = torch.cat([*_climbed(bound, starts, discrete_columns(space)), starts])
     with torch.no_grad():
         ranked = ends[bound(ends.unsqueeze(1)).argsort(descending=True)].tolist()
     settings = [decode(space, row) for row in ranked]
     return next((s for s in settings if repr(active(space, s)) not in known), settings[0])
 
 
-def _climbed(bound: UpperConfidenceBound, start: Tensor, held: list[int]) -> Tensor:
-    """Follow the bound uphill from ``start``; the ``held`` columns stay."""
-    if len(held) == len(start):
-        return start
-    box = torch.stack([torch.zeros_like(start), torch.ones_like(start)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BotorchWarning)
-        found, _ = optimize_acqf(
-            bound,
-            box,
-            q=1,
-            num_restarts=1,
-            batch_initial_conditions=start.reshape(1, 1, -1),
-            fixed_features={column: float(start[column]) for column in held} or None,
-            options={"maxiter": 50},
-            retry_on_optimization_warning=False,
-        )
-    end: Tensor = found.reshape(-1).clamp(0, 1)
-    return end
+def _climbed(bound: UpperConfidenceBound, starts: Tensor, held: list[int]) -> list[Tensor]:
+    """Follow the bound uphill from ``starts`` [k, d]; the ``held`` columns stay."""
+    if len(held) == starts.shape[1]:
+        return []
+    together: dict[tuple[float, ...], list[Tensor]] = {}
+    for start in starts:
+        together.setdefault(tuple(start[held].tolist()), []).append(start)
+    box = torch.stack([torch.zeros_like(starts[0]), torch.ones_like(starts[0])])
+    found = []
+    for values, alike in together.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BotorchWarning)
+            end, _ = optimize_acqf(
+                bound,
+                box,
+                q=1,
+                num_restarts=len(alike),
+                batch_initial_conditions=torch.stack(alike).unsqueeze(1),
+                fixed_features=dict(zip(held, values, strict=True)) or None,
+                options={"maxiter": 50},
+                return_best_only=False,
+                retry_on_optimization_warning=False,
+            )
+        found.append(end.reshape(-1, starts.shape[1]).clamp(0, 1))
+    return found
 
 
 def _process(points: Tensor, values: Tensor) -> SingleTaskGP:

@@ -1,0 +1,250 @@
+"""The search on the proxy: an Optuna study that several workers share and that survives them.
+
+Under one lock a worker either takes up a trial whose worker is gone, or asks for a new one; it
+then holds the trial's own lock as long as it lives. So no trial is done by two, none is lost, and
+there are never more than asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from filelock import FileLock
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+from torch import nn
+
+from secateur.errors import SecateurError
+from secateur.results import Quality, build_record
+from secateur.study import store
+from secateur.study.stages import say
+from secateur.tuning.attempts import CURVE, Attempt, Bench, Stopped, attempt, clear
+from secateur.tuning.config import SearchSettings
+from secateur.tuning.encoding import grid
+from secateur.tuning.objective import PIR_METRICS, Objective, pir, zeta
+from secateur.tuning.samplers import make_sampler
+from secateur.tuning.sharing import WAIT, alone, lock_of, taken
+from secateur.tuning.space import Space, Values, suggest
+from secateur.tuning_results import Tried
+
+STUDY = "study.db"
+NAME = "tune"
+TRIED = "tried"
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """A search: where its study is, what is searched, and what a trial is worth."""
+
+    folder: Path
+    study: Study
+    space: Space
+    objective: Objective
+    settings: SearchSettings
+    seed: int
+    before: Quality
+
+    @property
+    def trials(self) -> int:
+        """How many trials there are to be; a grid may have fewer points than were asked for."""
+        asked = self.settings.trials
+        return len(grid(self.space, asked)) if self.settings.sampler == "grid" else asked
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path, settings: SearchSettings, space: Space, seed: int, before: Quality
+) -> Iterator[Hunt]:
+    """Open the study of a run folder, made where there is none; close it afterwards."""
+    said = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = RDBStorage(
+        f"sqlite:///{(folder / STUDY).as_posix()}",
+        engine_kwargs={"connect_args": {"timeout": 60}},
+    )
+    halving = settings.early_stopping
+    try:
+        study = optuna.create_study(
+            study_name=NAME,
+            storage=storage,
+            direction=settings.objective.direction,
+            load_if_exists=True,
+            pruner=SuccessiveHalvingPruner(
+                min_resource=halving.first, reduction_factor=halving.factor
+            )
+            if halving
+            else NopPruner(),
+        )
+        yield Hunt(folder, study, space, settings.objective, settings, seed, before)
+    finally:
+        storage.engine.dispose()
+        optuna.logging.set_verbosity(said)
+
+
+def search(hunt: Hunt, bench: Bench, proxy: nn.Module) -> tuple[Tried, ...]:
+    """Do trials until all are done, by this worker or another; return them in order.
+
+    Raises:
+        SecateurError: no setting trains the proxy at all.
+    """
+    task = bench.progress.add_task("Trials", total=hunt.trials) if bench.progress else None
+    while (taken_up := _next(hunt)) is not None:
+        trial, values, lock = taken_up
+        try:
+            _carry_out(hunt, bench, proxy, trial, values)
+        finally:
+            lock.release()
+        if bench.progress and task is not None:
+            bench.progress.update(task, completed=len(finished(hunt.study)))
+    if bench.progress and task is not None:
+        bench.progress.remove_task(task)
+    tried = finished(hunt.study)
+    check_trained(tried, hunt.objective, hunt.before)
+    return tried
+
+
+def finished(study: Study) -> tuple[Tried, ...]:
+    """Return the finished trials of a study, in order."""
+    return tuple(
+        build_record(Tried, json.loads(one.user_attrs[TRIED]))
+        for one in study.get_trials(deepcopy=False)
+        if one.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    )
+
+
+def check_trained(tried: tuple[Tried, ...], objective: Objective, before: Quality) -> None:
+    """Refuse to go on from a search in which nothing was learnt.
+
+    Raises:
+        SecateurError: says so, and what to try.
+    """
+    learnt = [one for one in tried if one.state == "complete" and one.quality is not None]
+    if objective.metric == "loss":
+        learnt = [one for one in learnt if one.quality and one.quality.loss < before.loss]
+    else:
+        learnt = [one for one in learnt if one.value > 0]
+    if learnt:
+        return
+    diverged = sum(one.state == "diverged" for one in tried)
+    raise SecateurError(
+        f"no setting of {len(tried)} trains the proxy at all: every {objective.metric} is "
+        f"{'no lower than before training' if objective.metric == 'loss' else 'zero'} "
+        f"({diverged} ended in a loss that is no number; precision before training "
+        f"{before.precision:.4f}). Try a lower sparsity, more epochs per trial, other ranges in "
+        "the space, or a dense network that is trained first"
+    )
+
+
+def _next(hunt: Hunt) -> tuple[Trial, Values, FileLock] | None:
+    """Take up what a dead worker left, or start a new trial; None when all are over."""
+    while True:
+        with alone(hunt.folder, "ask"):
+            every = hunt.study.get_trials(deepcopy=False)
+            running = [one for one in every if one.state == TrialState.RUNNING]
+            for one in running:
+                lock = _lock(hunt, one.number)
+                if taken(lock):
+                    return _prepared(hunt, Trial(hunt.study, one._trial_id), lock)
+            if sum(one.state != TrialState.FAIL for one in every) < hunt.trials:
+                _set_sampler(hunt, len(every))
+                trial = hunt.study.ask()
+                lock = _lock(hunt, trial.number)
+                lock.acquire()
+                return _prepared(hunt, trial, lock)
+        if not running:
+            return None
+        time.sleep(WAIT)
+
+
+def _prepared(hunt: Hunt, trial: Trial, lock: FileLock) -> tuple[Trial, Values, FileLock]:
+    try:
+        _set_sampler(hunt, trial.number)
+        return trial, suggest(trial, hunt.space), lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _lock(hunt: Hunt, number: int) -> FileLock:
+    return lock_of(hunt.folder, f"trial-{number:04d}")
+
+
+def _set_sampler(hunt: Hunt, number: int) -> None:
+    settings = hunt.settings
+    hunt.study.sampler = make_sampler(
+        settings.sampler,
+        hunt.space,
+        seed=hunt.seed,
+        number=number,
+        trials=settings.trials,
+        beta=settings.beta,
+        initial=settings.initial,
+    )
+
+
+def _carry_out(hunt: Hunt, bench: Bench, proxy: nn.Module, trial: Trial, values: Values) -> None:
+    folder = hunt.folder / store.STAGES / f"trial-{trial.number:04d}"
+    began = time.perf_counter()
+
+    def tell(epoch: int, now: Quality) -> None:
+        past = hunt.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if epoch not in past:
+            trial.report(hunt.objective.of(hunt.before, now), epoch)
+        over = epoch == bench.base.epochs
+        newest = epoch >= max(past, default=0)
+        if hunt.settings.early_stopping and newest and not over and trial.should_prune():
+            raise Stopped
+
+    try:
+        found, _ = attempt(bench, proxy, values, folder, f"trial {trial.number}", tell=tell)
+        state = "diverged" if found.note else "complete"
+    except Stopped:
+        path = folder / CURVE
+        curve = store.load_records(path, path.read_text("utf-8"), Quality)
+        found = Attempt(curve, (), time.perf_counter() - began)
+        state = "stopped"
+    tried = judge(hunt, trial.number, values, found, state)
+    trial.set_user_attr(TRIED, json.dumps(dataclasses.asdict(tried)))
+    if state == "stopped":
+        # Without a value of its own it keeps the last one that was reported.
+        hunt.study.tell(trial, state=TrialState.PRUNED)
+    else:
+        hunt.study.tell(trial, tried.value)
+    clear(folder)
+    shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    say(bench.progress, f"trial {trial.number}: {shown}: {_told(hunt, tried)}")
+
+
+def judge(hunt: Hunt, number: int, values: Values, found: Attempt, state: str) -> Tried:
+    """Put together what is known of a trial."""
+    objective, before = hunt.objective, hunt.before
+    curve = tuple(objective.of(before, one) for one in found.curve)
+    if state == "diverged":
+        return Tried(number, values, state, objective.worst, None, None, None, curve,
+                     found.seconds, found.note)  # fmt: skip
+    now = found.curve[-1 if state == "stopped" else objective.epoch(found.curve) - 1]
+    value = curve[-1] if state == "stopped" else objective.value(before, found.curve)
+    rate = pir(before.precision, now.precision, objective.target) if before.precision else None
+    multiple = zeta(before.precision, now.precision)
+    return Tried(number, values, state, value, rate, multiple, now, curve, found.seconds)
+
+
+def _told(hunt: Hunt, tried: Tried) -> str:
+    if tried.state == "diverged":
+        return f"diverged ({tried.note})"
+    name = "PIR" if hunt.objective.metric in PIR_METRICS else hunt.objective.metric
+    early = ", stopped early" if tried.state == "stopped" else ""
+    return f"{name} {tried.value:.4f}, zeta {tried.zeta:.2f}{early}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
