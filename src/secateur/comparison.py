@@ -39,7 +39,7 @@ class Trial:
         error: why it failed.
         quality: on validation; None where it failed.
         test: on the test split, for the trials that were reported there.
-        params: parameters that are not zero.
+        params: parameters that are left; those that a mask takes are not counted.
         macs: multiply-accumulates for one input; zeros in weights save none.
         bytes: of the weights, gzipped.
         latency: time as a share of the dense network's, where it was asked for.

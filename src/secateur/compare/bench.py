@@ -126,7 +126,7 @@ def run_trial(bench: Bench, spec: Spec) -> Trial:
     return dataclasses.replace(
         trial,
         quality=found,
-        params=nonzero(made.model),
+        params=left(made),
         macs=made.macs,
         bytes=weight_bytes(made.model)[1],
         max_error=made.max_error,
@@ -201,9 +201,10 @@ def unit_scores(bench: Bench, spec: Spec) -> dict[str, Tensor]:
     return _kept(bench, ["unit", dataclasses.asdict(rule), scope, trial.seed], compute)
 
 
-def nonzero(model: nn.Module) -> int:
-    """Count the parameters that are not zero."""
-    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+def left(made: Made) -> int:
+    """Count the parameters that are left: all of a cut network, those that no mask takes."""
+    masked = sum(int((~mask).sum()) for mask in (made.masks or {}).values())
+    return sum(parameter.numel() for parameter in made.model.parameters()) - masked
 
 
 def calibrating(bench: Bench, seed: int) -> Batches:

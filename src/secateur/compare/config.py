@@ -180,6 +180,10 @@ class CompareConfig(_Settings):
             for key, listed in OWN_KEYS.items():
                 if key in training:
                     raise InputError(f"finetune.{key} must not be given: {listed} lists them")
+            # Rules such as that of the warm-up are checked against the longest training.
+            asked = raw.get("epochs")
+            known = [one for one in asked if isinstance(one, int)] if _listed(asked) else []
+            return {**raw, "finetune": {**training, "epochs": max([1, *known])}}
         return raw
 
     @field_validator(
@@ -300,6 +304,10 @@ def _problems(config: CompareConfig) -> Any:
 
 def _parts(entry: CriterionEntry) -> Sequence[CriterionEntry]:
     return (entry,) if entry.name else (*entry.interleave, *entry.delta)
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _one_of(what: str, value: str, choices: Sequence[str]) -> str:

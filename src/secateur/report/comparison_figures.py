@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from secateur.comparison import Comparison, Setup
 from secateur.report import format as fmt
-from secateur.report.comparison_tables import COST_WORDS, name_of, varying
+from secateur.report.comparison_tables import COST_WORDS, asked_of, name_of, said, varying
 from secateur.report.figures import (
     DASHES,
     GREY,
@@ -54,8 +54,8 @@ def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) ->
             marker={
                 "color": PALETTE[rank % len(PALETTE)],
                 "symbol": SYMBOLS[rank % len(SYMBOLS)],
-                "size": [11 if good else 6 for good in on],
-                "opacity": [1.0 if good else 0.4 for good in on],
+                "size": [11 if good else 7 for good in on],
+                "opacity": [1.0 if good else 0.5 for good in on],
             },
             **_points(comparison, mine, cost, shown),
         )
@@ -88,6 +88,7 @@ def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) ->
         yaxis={"title": {"text": "Accuracy on validation"}, "ticksuffix": " %"},
         showlegend=len(criteria) <= LEGEND_LINES,
         hovermode="closest",
+        legend={"itemsizing": "constant"},
     )
     caption = (
         "Large marks joined by the dotted line are the frontier: no other setup is as accurate for "
@@ -176,10 +177,11 @@ def mixtures_figure(setups: Sequence[Setup]) -> Figure | None:
     if not any(len(members) > 1 for members in lines.values()):
         return None
     shown = varying([setup.first for setup in mine])
+    several = len({key[0] for key in lines}) > 1
     figure = go.Figure()
     for rank, members in enumerate(lines.values()):
         members = sorted(members, key=lambda setup: setup.first.share or 0)
-        label = name_of(members[0].first, shown).partition(" (")[2].replace("), ", "): ", 1)
+        label = _mixture_name(members[0], shown, several)
         figure.add_scatter(
             name=safe(label),
             mode="lines+markers",
@@ -235,6 +237,15 @@ def _gone(setup: Setup) -> float:
 
 def _line_name(setup: Setup, shown: Sequence[str]) -> str:
     return name_of(setup.first, shown).rpartition(", ")[0]
+
+
+def _mixture_name(setup: Setup, shown: Sequence[str], pair: bool) -> str:
+    """What is the same along one line of mixtures."""
+    trial = setup.first
+    parts = [said(trial, key) for key in shown]
+    if pair:
+        parts.insert(0, trial.criterion.partition(" (")[2].removesuffix(")"))
+    return ", ".join([*parts, asked_of(trial)])
 
 
 def _spread(setups: Sequence[Setup]) -> dict[str, Any]:

@@ -82,7 +82,12 @@ def _sections(comparison: Comparison, found: Sequence[Setup]) -> tuple[Section, 
         ),
         *(_drawn(figures.curves_figure(found, target), f"asked-{target}") for target in TARGETS),
         _drawn(figures.mixtures_figure(found), "mixed"),
-        Section("setups", "All setups", tables=(Shown(tables.setups_table(comparison, found)),)),
+        Section(
+            "setups",
+            "All setups",
+            texts=(tables.setups_text(comparison, found),),
+            tables=(Shown(tables.setups_table(comparison, found)),),
+        ),
         Section("failures", "Failures", tables=with_rows(folded)),
         Section("how", "How it was measured", bullets=_how(comparison)),
         Section("notes", "Notes", bullets=comparison.notes),
@@ -209,7 +214,7 @@ def _how(comparison: Comparison) -> tuple[str, ...]:
     lines = [
         f"All trials are judged on the same {count} images of the validation split; the test split "
         "is not readable before the last of them is done.",
-        "Parameters are those that are not zero; MACs are for one input, and zeros in weights "
+        "Parameters are those that are left, without the weights that a mask takes; MACs are for one input, and zeros in weights "
         "save none; bytes are of the gzipped weights, without optimiser state.",
         "Hypervolume: the area below the frontier, with accuracy from 0 and cost as a share of "
         "the dense network's; 1 would be every image right for nothing.",

@@ -24,7 +24,7 @@ def asked_of(trial: Trial) -> str:
     """The target in words: what goes, or what is kept."""
     share = fmt.percent(trial.value, 1)
     if trial.target == "sparsity":
-        return f"{share} of {'weights' if trial.granularity == 'weight' else 'units'} gone"
+        return f"{share} gone"
     return f"{share} of {COST_WORDS[trial.target]} kept"
 
 
@@ -67,7 +67,7 @@ def setups_table(comparison: Comparison, setups: Sequence[Setup]) -> Table:
     columns = (
         Column("criterion", "Criterion"),
         *(Column(key, titles[key], key == "epochs") for key in shown),
-        Column("target", "Asked"),
+        Column("value", "Asked", True),
         Column("accuracy", "Accuracy (validation)", True),
         *((Column("test_accuracy", "Accuracy (test)", True),) if tested else ()),
         Column("loss", "Loss", True),
@@ -96,7 +96,7 @@ def setups_table(comparison: Comparison, setups: Sequence[Setup]) -> Table:
             _frontier(comparison, setup),
         ]
         rows.append(tuple(row))
-    return Table("setups", _caption(comparison, setups), columns, tuple(rows))
+    return Table("setups", "Every setup, in the order of the grid.", columns, tuple(rows))
 
 
 def trials_table(comparison: Comparison) -> Table:
@@ -143,18 +143,19 @@ def failures_table(comparison: Comparison) -> Table:
     return Table("failures", "Trials that failed, and why.", columns, rows)
 
 
-def _caption(comparison: Comparison, setups: Sequence[Setup]) -> str:
+def setups_text(comparison: Comparison, setups: Sequence[Setup]) -> str:
+    """Say how to read the table of setups."""
     if not setups:
         return "No trial is complete."
     seeds = max(len(setup.trials) for setup in setups)
     mean = f" Means over {seeds} seeds, with the least and the greatest." if seeds > 1 else ""
     size = comparison.dense.size
     return (
-        f"Every setup; {constant([setup.first for setup in setups])}.{mean} Shares are of the "
+        f"All are {constant([setup.first for setup in setups])}.{mean} Shares are of the "
         f"dense network: {fmt.percent(comparison.validation.accuracy)} on validation, "
         f"{fmt.count(size.params)} parameters, {fmt.short(size.macs)} MACs, "
         f"{fmt.size(size.bytes_gzip)} gzipped. On the frontier is what no other setup beats in "
-        "accuracy and that cost."
+        "accuracy and that cost. Asked is the share of units (or weights) to go, or what is kept."
     )
 
 
