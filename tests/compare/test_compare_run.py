@@ -30,7 +30,6 @@ from secateur.data import batches
 from secateur.errors import CheckpointError, InputError, SecateurError
 from secateur.measure import quality
 
-
 OTHER_FORMAT = "update study_user_attributes set value_json = '7' where key = 'format'"
 OTHER_OPTUNA = "update alembic_version set version_num = 'v9'"
 
