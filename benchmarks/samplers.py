@@ -89,7 +89,8 @@ def regret(problem: str, sampler: str, seed: int, beta: float | str) -> tuple[fl
     draws = np.random.default_rng([seed, 17])
     study = optuna.create_study(direction="maximize")
     if sampler == "optuna-gp":
-        study.sampler = GPSampler(seed=seed, deterministic_objective=noise == 0)
+        # Neither is told whether there is noise.
+        study.sampler = GPSampler(seed=seed)
     spent, seen, true = 0.0, [], []
     for number in range(TRIALS):
         if sampler != "optuna-gp":
@@ -106,19 +107,23 @@ def regret(problem: str, sampler: str, seed: int, beta: float | str) -> tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first", type=int, default=100, help="seed; auto was found with 0 to 7")
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--problems", nargs="+", default=list(problems()))
-    parser.add_argument("--beta", default="schedule", help="a number, or schedule")
+    parser.add_argument("--beta", default="auto", help="a number, auto or schedule")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    beta = asked.beta if asked.beta == "schedule" else float(asked.beta)
+    beta = asked.beta if asked.beta in ("auto", "schedule") else float(asked.beta)
     lines = []
     for problem in asked.problems:
         for name in asked.samplers:
-            found = [regret(problem, name, seed, beta) for seed in range(asked.seeds)]
+            found = [
+                regret(problem, name, seed, beta)
+                for seed in range(asked.first, asked.first + asked.seeds)
+            ]
             regrets = [one for one, _ in found]
             low, middle, high = np.quantile(regrets, [0.25, 0.5, 0.75])
             seconds = statistics.mean(spent for _, spent in found)

@@ -130,6 +130,7 @@ def test_a_process_lives_with_equal_values_and_with_none_that_is_finite() -> Non
 
 def test_beta_is_given_or_scheduled() -> None:
     assert beta_at(2.5, 10, 1) == 2.5
+    assert beta_at("auto", 10, 2) == 1
     assert beta_at("schedule", 10, 3) == pytest.approx(0.6 * math.log(20))
     for beta in (-1.0, math.inf, "often"):
         with pytest.raises(InputError, match="beta"):

@@ -58,7 +58,7 @@ def _tried_table(name: str, caption: str, tuning: Tuning, tried: Sequence[Tried]
     keys = list(dict.fromkeys(key for one in tuning.tried for key in one.values))
     own = tuning.metric not in ("pir", "precision")
     columns = (
-        Column("trial", "Trial", True),
+        Column("trial", "Trial"),
         *(Column(key, title_of(key), key != "optimizer") for key in keys),
         *((Column(tuning.metric, metric_title(tuning.metric), True),) if own else ()),
         Column("pir", "PIR", True),

@@ -17,7 +17,7 @@ from secateur.training.settings import BEST_BY
 from secateur.tuning.objective import Objective
 from secateur.tuning.samplers import SAMPLERS
 from secateur.tuning.space import build_space
-from secateur.tuning.surrogate import SCHEDULE, beta_at
+from secateur.tuning.surrogate import AUTO, beta_at
 
 STARTS = ("trained", "initial")
 
@@ -43,7 +43,7 @@ class SearchSettings(_Part):
     Attributes:
         trials: how many; a grid may have fewer points.
         sampler: "gp", "random", "grid" or "tpe".
-        beta: of the gp's bound, or "schedule".
+        beta: of the gp's bound, "auto" or "schedule".
         initial: trials before the gp is asked.
         space: "source", "wide" or the dimensions.
         objective: what a trial is worth.
@@ -52,7 +52,7 @@ class SearchSettings(_Part):
 
     trials: int = Field(default=30, ge=1)
     sampler: str = "gp"
-    beta: float | str = SCHEDULE
+    beta: float | str = AUTO
     initial: int | None = Field(default=None, ge=1)
     space: str | dict[str, Any] = "source"
     objective: Objective = Objective()

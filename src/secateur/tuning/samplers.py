@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from secateur.errors import InputError, unknown_name
 from secateur.tuning.encoding import grid, width
 from secateur.tuning.space import Space, Values
-from secateur.tuning.surrogate import SCHEDULE, beta_at, design, propose
+from secateur.tuning.surrogate import AUTO, beta_at, design, propose
 
 SAMPLERS = ("gp", "grid", "random", "tpe")
 GP_INITIAL = 10
@@ -32,7 +32,7 @@ def make_sampler(
     seed: int,
     number: int,
     trials: int,
-    beta: float | str = SCHEDULE,
+    beta: float | str = AUTO,
     initial: int | None = None,
 ) -> BaseSampler:
     """Make the sampler of one trial.
@@ -68,7 +68,7 @@ def make_sampler(
 
 def initial_trials(space: Space) -> int:
     """Return how many trials spread over the space before the process is asked."""
-    return min(2 * width(space) + 2, GP_INITIAL)
+    return max(4, min(width(space), GP_INITIAL))
 
 
 def draw(seed: int, number: int) -> int:
@@ -117,7 +117,7 @@ class UpperConfidenceSampler(BaseSampler):
     """
 
     def __init__(
-        self, space: Space, *, beta: float | str = SCHEDULE, initial: int = GP_INITIAL, seed: int
+        self, space: Space, *, beta: float | str = AUTO, initial: int = GP_INITIAL, seed: int
     ) -> None:
         self._space = space
         self._beta = beta

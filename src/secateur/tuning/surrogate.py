@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 RAW = 512
 STARTS = 6
-SCHEDULE = "schedule"
+AUTO, SCHEDULE = "auto", "schedule"
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,21 @@ class Surrogate:
 
 
 def beta_at(beta: float | str, finished: int, dimensions: int) -> float:
-    """Return the weight of the deviation: as given, or 0.2 d log(2 t) ("schedule").
+    """Return the weight of the deviation: as given, "auto" or "schedule".
 
-    The schedule is that of Kandasamy, Schneider and Poczos (2015, section 4.3), with d dimensions
-    and t finished trials.
+    "auto" is 4 / d^2 with d dimensions: one dimension is cheap to explore, many are not. It was
+    found by trying on the functions of benchmarks/samplers.py, with other seeds. "schedule" is
+    0.2 d log(2 t) with t finished trials, as Kandasamy, Schneider and Poczos (2015, section 4.3).
 
     Raises:
-        InputError: ``beta`` is neither "schedule" nor a number from 0.
+        InputError: ``beta`` is neither of the words nor a number from 0.
     """
+    if beta == AUTO:
+        return 4.0 / dimensions**2
     if beta == SCHEDULE:
         return 0.2 * dimensions * math.log(2 * max(finished, 1))
     if isinstance(beta, str) or not 0 <= beta < math.inf:
-        raise InputError(f"beta must be at least 0, or {SCHEDULE!r}, but got {beta!r}")
+        raise InputError(f"beta must be at least 0, {AUTO!r} or {SCHEDULE!r}, but got {beta!r}")
     return beta
 
 
@@ -124,7 +127,7 @@ def propose(
     values: Sequence[float],
     *,
     pending: Sequence[Values] = (),
-    beta: float | str = SCHEDULE,
+    beta: float | str = AUTO,
     count: int = 1,
     seed: int = 0,
 ) -> list[Values]:
