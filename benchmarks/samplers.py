@@ -28,7 +28,7 @@ from secateur.tuning.space import Dimension, Space
 
 RESULTS = Path(__file__).resolve().parent / "results" / "samplers.md"
 TRIALS, SEEDS, NOISE = 30, 10, 0.03
-SAMPLERS = ("gp", "random", "tpe", "grid", "optuna-gp")
+SAMPLERS = ("gp", "random", "tpe", "optuna-gp")
 Function = Callable[[list[float]], float]
 
 ALPHA = (1.0, 1.2, 3.0, 3.2)

@@ -101,6 +101,7 @@ class Transfer:
         pairs: the settings.
         kendall: tau-b of the two orders.
         spearman: rho of the two orders.
+        chance: how often chance alone gives a tau-b as far from 0 (permutation test, two-sided).
         regret: what the proxy's best setting loses on the dense network against its own best.
         rank: of the proxy's best setting on the dense network, from 1.
         speedup: seconds on the dense network over seconds on the proxy, all settings together.
@@ -114,6 +115,7 @@ class Transfer:
     pairs: tuple[Pair, ...]
     kendall: Estimate
     spearman: Estimate
+    chance: float | None
     regret: Estimate
     rank: int
     speedup: Estimate

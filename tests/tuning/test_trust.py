@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from secateur.errors import InputError
+from secateur.report.tuning_page import hypotheses
 from secateur.tuning.trust import bootstrap, kendall, overlap, regret, spearman, transfer
 from secateur.tuning_results import Estimate, Pair, Transfer
 
@@ -91,6 +92,16 @@ def test_the_bootstrap_covers_as_often_as_it_says() -> None:
         assert one.high is not None
         hits += one.low <= 2.0 <= one.high
     assert 50 <= hits <= 60
+
+
+def test_a_handful_of_settings_shows_nothing_however_well_they_agree() -> None:
+    found = measured([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
+    # 2 of the 24 orders are as far from 0.
+    assert found.chance == pytest.approx(2 / 24, abs=0.05)
+    assert "is not shown" in hypotheses(found)
+    ten = [place / 10 for place in range(10)]
+    assert measured(ten, ten).chance == pytest.approx(0, abs=0.01)
+    assert "(a) settings transfer:" in hypotheses(measured(ten, ten))
 
 
 def test_two_settings_are_too_few() -> None:

@@ -58,17 +58,23 @@ def summary(tuning: Tuning) -> tuple[Line, ...]:
 
 def hypotheses(one: Transfer) -> str:
     """The three hypotheses of the source as measured answers, in words."""
-    better = one.kendall.low is not None and one.kendall.low > 0
+    shown = one.kendall.low is not None and one.kendall.low > 0
+    better = shown and one.chance is not None and one.chance < CHANCE
     order = "settings transfer" if better else "that settings transfer is not shown"
     return (
         f"{one.sparsity} ({len(one.pairs)} settings): (a) {order}: Kendall's tau-b "
-        f"{tables.interval(one.kendall)}, the proxy's choice is number {one.rank} on the dense "
-        f"network and loses {tables.interval(one.regret, 4)} of {one.metric}; (b) a setting costs "
+        f"{tables.interval(one.kendall)}{_chance(one)}, the proxy's choice is number {one.rank} "
+        f"on the dense network and loses {tables.interval(one.regret, 4)} of {one.metric}; (b) a setting costs "
         f"{tables.interval(one.speedup)} times less on the proxy; (c) the good ranges overlap by "
         f"{tables.interval(one.overlap)}."
     )
 
 
+def _chance(one: Transfer) -> str:
+    return "" if one.chance is None else f", by chance with p = {fmt.tiny(one.chance)}"
+
+
+CHANCE = 0.05
 _UNTRUSTED = (
     "Not measured: whether settings transfer on this network is not known from this run (the "
     "key trust measures it)."

@@ -6,7 +6,8 @@ ratio of times. (c) The good ranges overlap: settings good on both over those go
 
 Intervals are 95 % percentile intervals of a bootstrap over the settings (Efron 1979). A resample
 in which all scores are the same has no correlation and is left out. They speak of other settings
-from the same space, not of other seeds of the training.
+from the same space, not of other seeds of the training. Of a handful of settings a percentile
+interval is too narrow, so a permutation test of tau-b stands beside it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def transfer(
         pairs=tuple(pairs),
         kendall=bounded(kendall),
         spearman=bounded(spearman),
+        chance=permutation(kendall, proxy, dense, resamples, seed),
         regret=bounded(regret),
         rank=1 + int((dense > dense[choice]).sum()),
         speedup=bounded(_ratio, spent[:, 0], spent[:, 1]),
@@ -124,6 +126,21 @@ def bootstrap(
         return Estimate(value, None, None)
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
+
+
+def permutation(
+    statistic: Statistic, first: Floats, second: Floats, resamples: int, seed: int
+) -> float | None:
+    """Return how often chance alone is as far from 0 as the statistic (two-sided); None if NaN.
+
+    (1 + the number of permutations as far) / (1 + all permutations drawn).
+    """
+    value = statistic(first, second)
+    if not math.isfinite(value):
+        return None
+    generator = np.random.default_rng([seed, 1])
+    drawn = (statistic(first, generator.permutation(second)) for _ in range(resamples))
+    return (1 + sum(abs(one) >= abs(value) - 1e-12 for one in drawn)) / (1 + resamples)
 
 
 def _ratio(first: Floats, second: Floats) -> float:
