@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
-from secateur.latency import Timing, paired, relative_time, summary
+from secateur.latency import Timing, efficiency, layer_times, paired, relative_time, summary
 
 
 class Clock:
@@ -169,3 +169,19 @@ def test_the_example_may_be_taken_as_it_is() -> None:
 def test_bad_timing_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Timing(**settings)
+
+
+def test_efficiency_is_the_speed_up_over_the_saving() -> None:
+    assert efficiency(2.0, 100, 50) == 1
+    assert efficiency(1.5, 100, 50) == 0.75
+    with pytest.raises(InputError, match="pruned_macs must be above 0"):
+        efficiency(2.0, 100, 0)
+
+
+def test_layers_have_their_own_times() -> None:
+    ticks = iter(range(100_000))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    twice = nn.Sequential(model[0], model[1], nn.Linear(2, 3), model[0])
+    found = layer_times(twice, torch.zeros(1, 3), repeats=3, clock=lambda: float(next(ticks)))
+    assert found == {"0": 2.0, "1.0": 1.0, "1.1": 1.0, "2": 1.0}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in twice.modules())

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, SecateurError
 from secateur.measure import (
+    calibration_error,
     device_of,
     environment,
     evaluating,
     quality,
+    sparse_bytes,
     weight_bytes,
     wilson,
 )
@@ -224,3 +226,26 @@ def test_evaluating_and_device() -> None:
     assert model.training
     assert device_of(model) == torch.device("cpu")
     assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_five_guesses_and_the_calibration_are_measured() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(60, 9, generator=generator)
+    labels = torch.randint(0, 9, (60,), generator=generator)
+    found = quality(Echo(), cut(logits, labels, 7), "test")
+    ranks = (logits > logits.gather(1, labels.unsqueeze(1))).sum(1)
+    assert found.top5 == pytest.approx(float((ranks < 5).double().mean()))
+    sure, guess = logits.double().softmax(1).max(1)
+    assert found.ece == calibration_error(sure.numpy(), (guess == labels).numpy())
+    few = quality(Echo(), cut(logits[:, :5], labels.clamp(max=4), 7), "test")
+    assert few.top5 is None
+
+
+def test_a_sparse_container_holds_bits_and_values() -> None:
+    layer = nn.Linear(64, 64, bias=False)
+    whole = sparse_bytes(layer)
+    assert whole - weight_bytes(layer)[0] < 100, "nothing is gained, so the tensor is as it was"
+    with torch.no_grad():
+        layer.weight[torch.arange(64 * 64).reshape(64, 64) % 4 != 0] = 0
+    kept = 64 * 64 // 4 * 4 + 64 * 64 // 8
+    assert kept < sparse_bytes(layer) < kept + 300

@@ -142,6 +142,76 @@ def paired(
     }
 
 
+def efficiency(speed_up: float, dense_macs: int, pruned_macs: int) -> float:
+    """Return the measured speed-up over the reduction of MACs; 1 is the physical ideal.
+
+    Raises:
+        InputError: a value is not above 0.
+    """
+    given = {"speed_up": speed_up, "dense_macs": dense_macs, "pruned_macs": pruned_macs}
+    for name, value in given.items():
+        if value <= 0:
+            raise InputError(f"{name} must be above 0, but got {value}")
+    return speed_up * pruned_macs / dense_macs
+
+
+def layer_times(
+    model: nn.Module,
+    example: Any,
+    *,
+    batch: int = 1,
+    repeats: int = 20,
+    threads: int = 1,
+    clock: Clock = time.perf_counter,
+) -> dict[str, float]:
+    """Measure the seconds of a pass that each innermost module takes: the median of the repeats.
+
+    Operations outside of such modules (additions, attention products) are not in the table, so
+    the sum is less than the pass. A module that runs several times counts all its runs.
+
+    Raises:
+        InputError: an argument is below its least value.
+    """
+    _check(batch, threads, repeats, 1)
+    spent: dict[str, list[float]] = {}
+    started: dict[str, float] = {}
+    device = device_of(model)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            started[name] = now()
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            spent[name][-1] += now() - started[name]
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_threads(threads))
+        stack.enter_context(evaluating(model))
+        run = _run(model, _batch(example, batch, device))
+        for _ in range(WARM_UP):
+            run()
+        for name, module in model.named_modules():
+            if next(module.children(), None) is None:
+                spent[name] = []
+                stack.callback(module.register_forward_pre_hook(enter(name)).remove)
+                stack.callback(module.register_forward_hook(leave(name)).remove)
+        for _ in range(repeats):
+            for times in spent.values():
+                times.append(0.0)
+            run()
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
 def summary(speeds: list[float], batch: int, threads: int) -> Speed:
     """Reduce the speeds of all turns to their median and quartiles."""
     low, median, high = np.percentile(speeds, [25, 50, 75])

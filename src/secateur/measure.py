@@ -13,6 +13,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -31,7 +32,85 @@ from secateur.results import Quality
 Z95 = 1.959963984540054
 GZIP_LEVEL = 6
 
+TOP = 5
+
 Labels = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Shares = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network answered to each image of a split, in the order of the loader.
+
+    Attributes:
+        split: its name.
+        labels: int64 [n].
+        predicted: int64 [n].
+        confidence: float64 [n], the probability of the predicted class.
+        among_five: bool [n], whether the label is among the five highest outputs; None for five
+            classes or fewer, where it says nothing.
+        loss: mean cross entropy.
+    """
+
+    split: str
+    labels: Labels
+    predicted: Labels
+    confidence: Shares
+    among_five: Flags | None
+    loss: float
+
+    @property
+    def right(self) -> Flags:
+        """Whether each prediction is right."""
+        return np.equal(self.labels, self.predicted)
+
+
+def answers(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    split: str,
+    *,
+    progress: Progress | None = None,
+) -> Answers:
+    """Classify every image of ``loader``; see :func:`quality` for the arguments and errors."""
+    device = device_of(model)
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+    loss, broken = 0.0, 0
+    with evaluating(model):
+        for inputs, labels in track(loader, f"Measuring on {split}", progress):
+            logits = _logits(model(inputs.to(device)), labels)
+            labels = labels.to(device)
+            broken += int((~torch.isfinite(logits).all(1)).sum())
+            logits = logits.double()
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+            sure = logits.softmax(1).amax(1)
+            five = None
+            if logits.shape[1] > TOP:
+                five = (logits.topk(TOP, 1).indices == labels.unsqueeze(1)).any(1).cpu()
+            # The first of equal outputs, as argmax of the logits themselves has it.
+            predicted = logits.argmax(1)
+            parts.append((labels.cpu(), predicted.cpu(), sure.cpu(), five))
+    count = sum(len(labels) for labels, *_ in parts)
+    if count == 0:
+        raise InputError(f"loader must give at least one image, but split {split!r} has none")
+    if broken:
+        raise SecateurError(
+            f"the model's outputs are NaN or infinite for {broken} of {count} images "
+            f"of split {split!r}"
+        )
+    truth, predicted_all, sure_all = (
+        torch.cat([part[place] for part in parts]).numpy() for place in (0, 1, 2)
+    )
+    fives = [part[3] for part in parts if part[3] is not None]
+    return Answers(
+        split=split,
+        labels=truth,
+        predicted=predicted_all,
+        confidence=sure_all,
+        among_five=torch.cat(fives).numpy() if fives else None,
+        loss=loss / count,
+    )
 
 
 def quality(
@@ -57,21 +136,44 @@ def quality(
         InputError: the loader is empty, the outputs are not [N, classes], or a label is beyond.
         SecateurError: outputs are NaN or infinite.
     """
-    labels, predicted, loss = _classify(model, loader, split, progress)
-    hits = int((labels == predicted).sum())
-    low, high = wilson(hits, len(labels))
-    precision, recall, f1 = _macro(labels, predicted)
+    return judged(answers(model, loader, split, progress=progress))
+
+
+def judged(found: Answers) -> Quality:
+    """Reduce answers to their figures; see :func:`quality`."""
+    hits = int(found.right.sum())
+    count = len(found.labels)
+    low, high = wilson(hits, count)
+    precision, recall, f1 = _macro(found.labels, found.predicted)
     return Quality(
-        split=split,
-        count=len(labels),
-        accuracy=hits / len(labels),
+        split=found.split,
+        count=count,
+        accuracy=hits / count,
         low=low,
         high=high,
         precision=precision,
         recall=recall,
         f1=f1,
-        loss=loss,
+        loss=found.loss,
+        top5=None if found.among_five is None else float(found.among_five.mean()),
+        ece=calibration_error(found.confidence, found.right),
     )
+
+
+def calibration_error(confidence: Shares, right: Flags, bins: int = 15) -> float:
+    """Return the expected calibration error of Guo et al. (2017).
+
+    Images are sorted into ``bins`` of equal width by the probability of the predicted class; the
+    error is the mean distance of accuracy and mean probability, weighted by the images in a bin.
+
+    Args:
+        confidence: float [n], in [0, 1].
+        right: bool [n], whether the prediction is.
+        bins: how many.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def wilson(hits: int, count: int, z: float = Z95) -> tuple[float, float]:
@@ -100,6 +202,31 @@ def weight_bytes(model: nn.Module) -> tuple[int, int]:
     Parameters and persistent buffers, each shared tensor once, no optimiser state: the same
     content in the same container for every network.
     """
+    raw = save(_stored(model))
+    return len(raw), len(gzip.compress(raw, GZIP_LEVEL, mtime=0))
+
+
+def sparse_bytes(model: nn.Module) -> int:
+    """Return the bytes of the same content in a sparse container.
+
+    A safetensors file in which each tensor is stored as it is, or as one bit an element and the
+    values that are not zero, whichever is smaller.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, tensor in _stored(model).items():
+        there = tensor.reshape(-1) != 0
+        bits = -(-tensor.numel() // 8)
+        if bits + int(there.sum()) * tensor.element_size() < tensor.numel() * tensor.element_size():
+            kept[f"{name}.bits"] = torch.from_numpy(np.packbits(there.numpy()))
+            kept[f"{name}.values"] = tensor.reshape(-1)[there]
+        else:
+            kept[name] = tensor
+    shapes = {name: ",".join(map(str, t.shape)) for name, t in _stored(model).items()}
+    return len(save(kept, metadata=shapes))
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a weight file holds: each shared tensor once, on the CPU."""
     tensors: dict[str, Tensor] = {}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for name, value in model.state_dict().items():
@@ -108,8 +235,7 @@ def weight_bytes(model: nn.Module) -> tuple[int, int]:
             continue
         seen.add(place)
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
-    raw = save(tensors)
-    return len(raw), len(gzip.compress(raw, GZIP_LEVEL, mtime=0))
+    return tensors
 
 
 def environment() -> dict[str, str]:
@@ -146,36 +272,6 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def _classify(
-    model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    split: str,
-    progress: Progress | None,
-) -> tuple[Labels, Labels, float]:
-    """Run the model over the loader: labels [n], predictions [n] and the mean cross entropy."""
-    device = device_of(model)
-    truth: list[Tensor] = []
-    predicted: list[Tensor] = []
-    loss, broken = 0.0, 0
-    with evaluating(model):
-        for inputs, labels in track(loader, f"Measuring on {split}", progress):
-            logits = _logits(model(inputs.to(device)), labels)
-            labels = labels.to(device)
-            broken += int((~torch.isfinite(logits).all(1)).sum())
-            loss += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
-            truth.append(labels.cpu())
-            predicted.append(logits.argmax(1).cpu())
-    count = sum(len(labels) for labels in truth)
-    if count == 0:
-        raise InputError(f"loader must give at least one image, but split {split!r} has none")
-    if broken:
-        raise SecateurError(
-            f"the model's outputs are NaN or infinite for {broken} of {count} images "
-            f"of split {split!r}"
-        )
-    return torch.cat(truth).numpy(), torch.cat(predicted).numpy(), loss / count
 
 
 def _logits(output: object, labels: Tensor) -> Tensor:
