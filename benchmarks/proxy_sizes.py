@@ -55,6 +55,8 @@ def measured(name: str, seconds: float) -> str:
     plan = secateur.allocate(graph, secateur.score(graph, "l2"), sparsity=0.9)
     pruned = secateur.cut(model, plan)
     check = secateur.verify(model, pruned, plan, example)
+    if not (check.ok and check.changed):
+        raise SystemExit(f"{name}: the cut is not proved: {check}")
     before, after = (sum(p.numel() for p in one.parameters()) / 1e6 for one in (model, pruned))
     speeds = paired(
         {"dense": model, "pruned": pruned}, example, batch=1, repeats=10, threads=1,
