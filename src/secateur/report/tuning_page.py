@@ -65,8 +65,8 @@ def hypotheses(one: Transfer) -> str:
         f"{one.sparsity} ({len(one.pairs)} settings): (a) {order}: Kendall's tau-b "
         f"{tables.interval(one.kendall)}{_chance(one)}, the proxy's choice is number {one.rank} "
         f"on the dense network and loses {tables.interval(one.regret, 4)} of {one.metric}; "
-        f"(b) a setting costs {tables.interval(one.speedup)} times less on the proxy; (c) the good ranges overlap by "
-        f"{tables.interval(one.overlap)}."
+        f"(b) a setting costs {tables.interval(one.speedup)} times less on the proxy; "
+        f"(c) the good ranges overlap by {tables.interval(one.overlap)}."
     )
 
 
