@@ -34,6 +34,9 @@ test-all: lint $(ZOO)
 
 bench: $(ZOO)
 	$(BIN)/python benchmarks/peer.py
+	$(BIN)/python benchmarks/criteria.py
+	$(BIN)/python benchmarks/relevance.py
+	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/zoo.py
 
 lint: $(READY)

@@ -142,7 +142,7 @@ def passes(model: nn.Module, calibration: Batches) -> Generator[Any, None, None]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with untouched(model), torch.no_grad():
         for _, batch in _numbered(calibration):
-            yield run_model(model, _move(_pair(batch)[0], device))
+            yield run_model(model, to_device(pair_of(batch)[0], device))
 
 
 def losses(
@@ -170,8 +170,8 @@ def losses(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with untouched(model, gradients=True), torch.enable_grad():
         for number, batch in _numbered(calibration):
-            for inputs, labels in _samples(batch, number) if each_sample else [_pair(batch)]:
-                value = loss(run_model(model, _move(inputs, device)), _move(labels, device))
+            for inputs, labels in _samples(batch, number) if each_sample else [pair_of(batch)]:
+                value = loss(run_model(model, to_device(inputs, device)), to_device(labels, device))
                 _check_loss(value)
                 if not bool(torch.isfinite(value)):
                     raise InputError(
@@ -222,7 +222,12 @@ def _check_loss(value: Any) -> None:
         raise InputError("loss must depend on the model's parameters, but has no gradient")
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
+def pair_of(batch: Any) -> tuple[Any, Any]:
+    """Return (inputs, labels).
+
+    Raises:
+        InputError: the batch is no such pair.
+    """
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise InputError(
             f"calibration must give (inputs, labels) batches, but gave {type(batch).__name__}"
@@ -231,7 +236,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _samples(batch: Any, number: int) -> Iterator[tuple[Any, Any]]:
-    inputs, labels = _pair(batch)
+    inputs, labels = pair_of(batch)
     first, marks = tensor_leaves(inputs)[0], tensor_leaves(labels)
     size = len(first) if first.dim() else 0
     if not size or any(mark.dim() == 0 or len(mark) != size for mark in marks):
@@ -248,11 +253,12 @@ def _samples(batch: Any, number: int) -> Iterator[tuple[Any, Any]]:
         yield map_tensors(inputs, own), map_tensors(labels, own)
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move every tensor in nested containers."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _move(item, device) for key, item in value.items()}
+        return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return tuple(_move(item, device) for item in value)
+        return tuple(to_device(item, device) for item in value)
     return value

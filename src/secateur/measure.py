@@ -100,7 +100,7 @@ def answers(
             f"of split {split!r}"
         )
     truth, predicted_all, sure_all = (
-        torch.cat([part[place] for part in parts]).numpy() for place in (0, 1, 2)
+        torch.cat(column).numpy() for column in zip(*(part[:3] for part in parts), strict=True)
     )
     fives = [part[3] for part in parts if part[3] is not None]
     return Answers(

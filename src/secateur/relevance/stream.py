@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.calibration import Batches, _move, _pair, untouched
+from secateur.calibration import Batches, pair_of, to_device, untouched
 from secateur.errors import InputError
 from secateur.graph.program import tensor_leaves
 from secateur.relevance.propagate import Captured, Place, propagate
@@ -44,8 +44,8 @@ def stream(
     samples = 0
     with untouched(model):
         for batch in calibration:
-            inputs, labels = _pair(batch)
-            inputs, labels = _move(inputs, device), _move(labels, device)
+            inputs, labels = pair_of(batch)
+            inputs, labels = to_device(inputs, device), to_device(labels, device)
             plan = _schedule(model, inputs, places, settings, schedules)
             propagate(plan, tensor_leaves(inputs), labels, settings, partial(visit, plan))
             samples += plan.recording.samples
