@@ -6,7 +6,7 @@ import pytest
 
 from secateur.report import Row, table
 from secateur.report.tables import flatten, main_table, tables
-from secateur.results import Quality, Result, Speed
+from secateur.results import Measured, Quality, Result, Speed
 
 
 def test_main_table_compares_dense_and_pruned(result: Result) -> None:
@@ -95,3 +95,17 @@ def test_a_loss_that_is_not_finite_stays_visible(result: Result) -> None:
 )
 def test_settings_flatten_to_dotted_names(settings, expected) -> None:
     assert flatten(settings) == expected
+
+
+def test_what_was_measured_later_has_rows_where_it_is_known(result: Result) -> None:
+    old = [row.label for row in table(result)]
+    assert not {"Top-5 accuracy", "Calibration error"} & set(old)
+
+    def known(measured: Measured) -> Measured:
+        found = dataclasses.replace(measured.quality, top5=0.99, ece=0.0)
+        return dataclasses.replace(measured, quality=found)
+
+    new = dataclasses.replace(result, dense=known(result.dense), pruned=known(result.pruned))
+    rows = {row.label: row for row in table(new)}
+    assert rows["Top-5 accuracy"].pruned == "99.00 %"
+    assert rows["Calibration error"].dense == "0.00 %"

@@ -214,8 +214,9 @@ def _how(comparison: Comparison) -> tuple[str, ...]:
     lines = [
         f"All trials are judged on the same {count} images of the validation split; the test split "
         "is not readable before the last of them is done.",
-        "Parameters are those that are left, without the weights that a mask takes; MACs are for one input, and zeros in weights "
-        "save none; bytes are of the gzipped weights, without optimiser state.",
+        "Parameters are those that are left, without the weights that a mask takes; MACs are for "
+        "one input, and zeros in weights save none; bytes are of the gzipped weights, without "
+        "optimiser state.",
         "Hypervolume: the area below the frontier, with accuracy from 0 and cost as a share of "
         "the dense network's; 1 would be every image right for nothing.",
     ]

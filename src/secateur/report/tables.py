@@ -317,12 +317,17 @@ def _quality_rows(dense: Quality, pruned: Quality) -> list[tuple[Cell, ...]]:
         Cell(pruned.loss, fmt.decimal(pruned.loss)),
         Cell(pruned.loss - dense.loss, fmt.difference(pruned.loss - dense.loss)),
     )
+    # Results of before these were measured have none.
+    five = dense.top5 is not None and pruned.top5 is not None
+    calibrated = dense.ece is not None and pruned.ece is not None
     return [
         (label, _bounded(before, dense), _bounded(after, pruned), change),
+        *([share("Top-5 accuracy", lambda one: one.top5 or 0.0)] if five else []),
         share("Precision", lambda one: one.precision),
         share("Recall", lambda one: one.recall),
         share("F1", lambda one: one.f1),
         loss,
+        *([share("Calibration error", lambda one: one.ece or 0.0)] if calibrated else []),
     ]
 
 
