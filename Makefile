@@ -34,10 +34,10 @@ test-all: lint $(ZOO)
 
 bench: $(ZOO)
 	$(BIN)/python benchmarks/peer.py
-	$(BIN)/python benchmarks/criteria.py
 	$(BIN)/python benchmarks/relevance.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/criteria.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,8 +199,7 @@ def _why_different(model: nn.Module, again: nn.Module) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hold transformers' progress bars back."""
-    from transformers.utils import logging
-
+    logging = importlib.import_module("transformers.utils.logging")
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
