@@ -99,16 +99,14 @@ def answers(
             f"the model's outputs are NaN or infinite for {broken} of {count} images "
             f"of split {split!r}"
         )
-    truth, predicted_all, sure_all = (
-        torch.cat(column).numpy() for column in zip(*(part[:3] for part in parts), strict=True)
-    )
-    fives = [part[3] for part in parts if part[3] is not None]
+    truth, predictions, confidences, fives = zip(*parts, strict=True)
+    known = [five for five in fives if five is not None]
     return Answers(
         split=split,
-        labels=truth,
-        predicted=predicted_all,
-        confidence=sure_all,
-        among_five=torch.cat(fives).numpy() if fives else None,
+        labels=torch.cat(truth).numpy(),
+        predicted=torch.cat(predictions).numpy(),
+        confidence=torch.cat(confidences).numpy(),
+        among_five=torch.cat(known).numpy() if known else None,
         loss=loss / count,
     )
 
