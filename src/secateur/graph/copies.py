@@ -55,10 +55,15 @@ def _copies_plainly(module: nn.Module) -> bool:
     )
 
 
-# Their __setstate__ only fills in attributes that old pickles lack.
+# Their __setstate__ only fills in attributes that old pickles lack; the last is what the
+# compiler, once used, puts in the place of nn.Module's.
 _PLAIN_STATE = frozenset(
-    f"torch.nn.modules.{room}" for room in ("module", "conv", "activation", "pooling")
-)
+    f"torch.{room}"
+    for room in (
+        "nn.modules.module", "nn.modules.conv", "nn.modules.activation", "nn.modules.pooling",
+        "_dynamo.mutation_guard",
+    )
+)  # fmt: skip
 
 
 _ATOMS = (int, float, bool, str, type(None))
