@@ -113,3 +113,9 @@ def test_rules_become_the_criteria_they_name(tmp_path: Path) -> None:
     assert second.name == delta("l1", "taylor", 0.3).name
     assert first.options == second.options == {"scope": "global", "normalisation": "max"}
     assert first.needs_calibration
+
+
+def test_the_study_in_the_documentation_is_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    config = parse(CompareConfig, yaml.safe_load(page.split("```")[1].removeprefix("yaml")), "docs")
+    assert len(grid(config)) == 8 * 3 * 2 * 2 * 2 * 3

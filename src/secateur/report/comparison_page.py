@@ -156,7 +156,7 @@ def _trials(comparison: Comparison) -> str:
 def _chosen(comparison: Comparison, found: Sequence[Setup]) -> str:
     rule = (
         f"the fewest {tables.COST_WORDS[comparison.cost]} at most "
-        f"{100 * comparison.within:g} points below the dense network "
+        f"{_points(comparison.within)} below the dense network "
         f"({fmt.percent(comparison.validation.accuracy)} on validation)"
     )
     chosen = _with_number(found, comparison.chosen)
@@ -164,6 +164,10 @@ def _chosen(comparison: Comparison, found: Sequence[Setup]) -> str:
         best = max(found, key=lambda setup: setup.accuracy)
         return f"None: no setup has {rule}. The most accurate is {_named(comparison, best)}."
     return f"{_named(comparison, chosen)}: {rule}."
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
 
 
 def _named(comparison: Comparison, setup: Setup) -> str:
