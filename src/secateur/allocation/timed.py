@@ -6,6 +6,7 @@ the dense one, and the answer narrows the range; so a handful of measurements is
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,6 +29,9 @@ Measure = Callable[[nn.Module, nn.Module], float]
 
 MOST_MEASUREMENTS = 24
 REOPENED = 2
+CANDIDATES = 3
+CONFIRMATIONS = 3
+ANEW = 5
 
 
 def meet_latency(
@@ -82,8 +86,10 @@ def search(
 ) -> int:
     """Return a number of steps in 0..top whose time is within ``tolerance`` of ``share``.
 
-    A number is taken at once when two measurements of it, averaged, are within half the tolerance;
-    when none is, the nearest that is within the whole of it.
+    A number is taken when it looks right and the median of three more measurements is within half
+    the tolerance.
+    When none is, the nearest that are within the whole of it are measured anew, and what they were
+    found by does not count: the best of many noisy measurements is the luckiest one.
 
     Args:
         work: number of steps -> share of MACs left; falls.
@@ -118,10 +124,14 @@ def search(
             return point.count
         (slows if point.time > share else fasts).append(point)
         halve = 2 * (_end(fasts, top) - slows[-1].count) > end - slow.count
-    best = min(found, key=lambda point: _error(point, share), default=None)
-    if best is not None and _error(best, share) <= tolerance:
-        return best.count
-    raise PlanError(_unmet(found, top, share, tolerance))
+    near = {p.count: p for p in found if _error(p, share) <= tolerance}
+    for point in sorted(near.values(), key=lambda p: _error(p, share))[:CANDIDATES]:
+        anew = statistics.median(time(point.count) for _ in range(ANEW))
+        found.append(_Point(point.count, point.work, anew))
+        if _error(found[-1], share) <= tolerance:
+            return point.count
+    refuted = [p for p in found if p.count not in near] + found[len(found) - len(near) :]
+    raise PlanError(_unmet(refuted, top, share, tolerance))
 
 
 def _end(fasts: Sequence[_Point], top: int) -> int:
@@ -146,9 +156,11 @@ def _first_below(work: Callable[[int], float], wanted: float, low: int, high: in
 
 
 def _measured(time: Callable[[int], float], count: int, share: float, tolerance: float) -> float:
-    """Measure once, and where that may be the answer once more: luck does not repeat itself."""
+    """Measure once, and where that may be the answer anew: what was chosen for luck is biased."""
     once = time(count)
-    return (once + time(count)) / 2 if abs(once / share - 1) <= tolerance else once
+    if abs(once / share - 1) > tolerance:
+        return once
+    return statistics.median(time(count) for _ in range(CONFIRMATIONS))
 
 
 def _error(point: _Point, share: float) -> float:
