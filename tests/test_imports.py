@@ -32,7 +32,7 @@ FLOORS = (
         "report",
     },
     {"study", "tuning", "compare"},
-    {"cli", "cli_compare", "cli_shared", "cli_tune", "screen", "__main__"},
+    {"cli", "cli_compare", "cli_export", "cli_shared", "cli_tune", "screen", "__main__"},
 )
 ENGINE = 3
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

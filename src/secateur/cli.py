@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur import cli_tune
+from secateur import cli_export, cli_tune
 from secateur.cli_compare import EPILOG, compare
 from secateur.cli_shared import (
     Arguments,
@@ -286,6 +286,7 @@ def inspect(
 
 app.command(epilog=EPILOG)(compare)
 app.command(epilog=cli_tune.EPILOG)(cli_tune.tune)
+app.command(epilog=cli_export.EPILOG)(cli_export.export)
 
 
 @app.command(

@@ -26,6 +26,10 @@ class VerificationError(SecateurError):
     """A cut network does not compute what its masked reference computes."""
 
 
+class ExportError(SecateurError):
+    """A network cannot be exported, or what was exported does not compute the same."""
+
+
 class CheckpointError(SecateurError):
     """A saved network is incomplete, damaged or of another version."""
 

@@ -197,7 +197,7 @@ def layer_times(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_threads(threads))
         stack.enter_context(evaluating(model))
-        run = _run(model, _batch(example, batch, device))
+        run = _run(model, batched(example, batch, device))
         for _ in range(WARM_UP):
             run()
         for name, module in model.named_modules():
@@ -245,7 +245,7 @@ def _turns(
         passes: dict[str, int] = {}
         for name, model in models.items():
             stack.enter_context(evaluating(model))
-            runs[name] = _run(model, _batch(example, batch, device_of(model)))
+            runs[name] = _run(model, batched(example, batch, device_of(model)))
             passes[name] = _passes(runs[name], share, clock)
         for _ in track(range(repeats), "Measuring speed", progress):
             for name, run in runs.items():
@@ -284,8 +284,12 @@ def _run(model: nn.Module, inputs: Any) -> Callable[[], None]:
     return run
 
 
-def _batch(example: Any, size: int | None, device: torch.device) -> Any:
-    """Repeat the first sample of every tensor ``size`` times; None leaves the samples."""
+def batched(example: Any, size: int | None, device: torch.device) -> Any:
+    """Repeat the first sample of every tensor ``size`` times; None leaves the samples.
+
+    Raises:
+        InputError: a tensor has no batch dimension, or holds no sample.
+    """
     if isinstance(example, Tensor):
         if size is None:
             return example.detach().to(device)
@@ -296,9 +300,9 @@ def _batch(example: Any, size: int | None, device: torch.device) -> Any:
         first = example[:1].detach().to(device)
         return first.expand(size, *first.shape[1:]).contiguous()
     if isinstance(example, Mapping):
-        return {name: _batch(value, size, device) for name, value in example.items()}
+        return {name: batched(value, size, device) for name, value in example.items()}
     if isinstance(example, tuple | list):
-        return tuple(_batch(value, size, device) for value in example)
+        return tuple(batched(value, size, device) for value in example)
     return example
 
 

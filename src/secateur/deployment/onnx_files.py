@@ -1,0 +1,180 @@
+"""Export to ONNX with a dynamic batch; checked and timed in ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from secateur.deployment.agreement import (
+    CHECKED,
+    Exported,
+    agreement,
+    arguments,
+    dynamic,
+    exporters_quiet,
+    first_line,
+    prepared,
+)
+from secateur.errors import ExportError, InputError
+from secateur.graph.program import tensor_leaves
+from secateur.latency import Timing, paired
+from secateur.results import Speed
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+MOST_BYTES = 2**31 - 2**20
+"""An ONNX file is one protobuf message, which ends at 2 GiB."""
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    batches: Sequence[int] = (),
+    timing: Timing = Timing(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a network as an ONNX file whose batch dimension is free.
+
+    The file is run in ONNX Runtime (on the CPU) at batch sizes 1 and 3 and compared with PyTorch;
+    only a file that agrees within 1e-4 of each output's largest magnitude is put in place. A
+    file that was there before is replaced or left as it was.
+
+    Args:
+        model: any network, pruned, masked or neither; left as it is.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the first
+            dimension of every tensor is the batch.
+        path: of the file, in a folder that exists.
+        batches: batch sizes at which PyTorch and ONNX Runtime are timed in turns (A B A B), with
+            the same threads; none for no clock.
+        timing: threads, repeats and seconds of each such comparison.
+        progress: where to show how far it is.
+
+    Raises:
+        InputError: onnx, onnxruntime or onnxscript is missing (says what to install), or an
+            argument is wrong.
+        ExportError: the network cannot be exported, or the file computes something else.
+    """
+    _require()
+    path = Path(path)
+    network, example = prepared(model, example_inputs, path)
+    _check_size(network)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        _write(network, example, partial)
+        session = Session(partial, example, timing.threads)
+        error = agreement(network, example, session.outputs, "the ONNX file")
+        speeds = tuple(
+            _speeds(network, session, example, batch, timing, progress) for batch in batches
+        )
+        size = partial.stat().st_size
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    version = importlib.import_module("onnxruntime").__version__
+    return Exported("onnx", path, size, error, CHECKED, f"onnxruntime {version}", speeds)
+
+
+class Session(nn.Module):
+    """An ONNX file as a module without parameters, so that it is timed as PyTorch networks are."""
+
+    def __init__(self, path: Path, example: Any, threads: int) -> None:
+        super().__init__()
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime refuses the file: {first_line(error)}") from error
+        self._names = [one.name for one in self._session.get_inputs()]
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """Run the file; what PyTorch takes is taken in the same way, the outputs are arrays."""
+        leaves = tensor_leaves((args, kwargs))
+        if kwargs and set(self._names) <= set(kwargs):
+            leaves = [kwargs[name] for name in self._names]
+        feed = {n: leaf.numpy() for n, leaf in zip(self._names, leaves, strict=True)}
+        found: list[Any] = self._session.run(None, feed)
+        return found
+
+    def outputs(self, inputs: Any) -> list[Tensor]:
+        """The outputs as tensors."""
+        positional, named = arguments(inputs)
+        return [torch.from_numpy(one) for one in self.forward(*positional, **named)]
+
+
+def _require() -> None:
+    missing = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise InputError(
+            f"export to ONNX needs {', '.join(missing)}: install them with "
+            "pip install 'secateur[onnx]'"
+        )
+
+
+def _check_size(network: nn.Module) -> None:
+    tensors = {id(t): t.numel() * t.element_size() for t in network.state_dict().values()}
+    total = sum(tensors.values())
+    if total > MOST_BYTES:
+        raise InputError(
+            f"model must be smaller than 2 GiB, which an ONNX file can hold, but has {total} "
+            "bytes of weights; export_program has no such limit"
+        )
+
+
+def _write(network: nn.Module, example: Any, path: Path) -> None:
+    positional, named = arguments(example)
+    free = torch.export.Dim.DYNAMIC
+    shapes = dynamic(named, free) if named else dynamic(positional, free)
+    try:
+        with exporters_quiet(), torch.no_grad():
+            torch.onnx.export(
+                network,
+                positional,
+                path,
+                kwargs=named or None,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"the network cannot be exported to ONNX with a free batch dimension: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _speeds(
+    network: nn.Module,
+    session: Session,
+    example: Any,
+    batch: int,
+    timing: Timing,
+    progress: Progress | None,
+) -> dict[str, Speed]:
+    return paired(
+        {"pytorch": network, "exported": session},
+        example,
+        batch=batch,
+        repeats=timing.repeats,
+        threads=timing.threads,
+        seconds=timing.seconds,
+        progress=progress,
+    )

@@ -1,0 +1,117 @@
+"""Export as a ``torch.export`` program with a dynamic batch; read back, checked and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from secateur.deployment.agreement import (
+    CHECKED,
+    Exported,
+    agreement,
+    arguments,
+    dynamic,
+    exporters_quiet,
+    first_line,
+    prepared,
+)
+from secateur.errors import ExportError, InputError
+from secateur.graph.program import tensor_leaves
+from secateur.graph.tracing import run_model
+from secateur.latency import Timing, paired
+
+SUFFIX = ".pt2"
+
+
+def export_program(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path,
+    *,
+    batches: Sequence[int] = (),
+    timing: Timing = Timing(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a network as a ``torch.export`` program whose batch dimension is free.
+
+    ``torch.export.load(path).module()`` runs it without the network's Python code. The file is
+    read back and compared with the network as :func:`secateur.deployment.export_onnx` does it.
+
+    Args:
+        model: any network, pruned, masked or neither; left as it is.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the first
+            dimension of every tensor is the batch.
+        path: of the file, which must end in ``.pt2``, in a folder that exists.
+        batches: batch sizes at which both are timed in turns; none for no clock.
+        timing: threads, repeats and seconds of each such comparison.
+        progress: where to show how far it is.
+
+    Raises:
+        InputError: an argument is wrong.
+        ExportError: the network cannot be exported, or the program computes something else.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise InputError(f"path must end in {SUFFIX}, as PyTorch wants it, but got {path}")
+    network, example = prepared(model, example_inputs, path)
+    partial = path.with_name(f"{path.stem}.partial{SUFFIX}")
+    try:
+        program = _program(network, example)
+        with exporters_quiet():
+            torch.export.save(program, partial)
+            again = torch.export.load(partial).module()
+        error = agreement(
+            network, example, lambda given: tensor_leaves(run_model(again, given)), "the program"
+        )
+        speeds = tuple(
+            paired(
+                {"pytorch": network, "exported": _Plain(again)},
+                example,
+                batch=batch,
+                repeats=timing.repeats,
+                threads=timing.threads,
+                seconds=timing.seconds,
+                progress=progress,
+            )
+            for batch in batches
+        )
+        size = partial.stat().st_size
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Exported(
+        "torch.export", path, size, error, CHECKED, f"torch {torch.__version__}", speeds
+    )
+
+
+class _Plain(nn.Module):
+    """A program's module, which refuses ``eval()``, behind one that takes it."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self._call = [program]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call[0](*args, **kwargs)
+
+
+def _program(network: nn.Module, example: Any) -> Any:
+    positional, named = arguments(example)
+    free = torch.export.Dim("batch", min=1)
+    # The names of the call's own arguments do not matter where the shapes mirror its structure.
+    shapes = dynamic(named, free) if named else dynamic(positional, free)
+    reasons = []
+    for strict in (False, True):
+        try:
+            with exporters_quiet(), torch.no_grad():
+                return torch.export.export(
+                    network, positional, named or None, dynamic_shapes=shapes, strict=strict
+                )
+        except Exception as error:  # noqa: BLE001 (the exporter may raise anything; told below)
+            reasons.append(first_line(error))
+    raise ExportError(f"the network cannot be exported with a free batch dimension: {reasons[0]}")
