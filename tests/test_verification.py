@@ -156,6 +156,25 @@ def test_nans_in_the_same_places_are_equal_and_elsewhere_not() -> None:
     assert not check.ok
 
 
+def test_an_infinity_is_no_nan() -> None:
+    torch.manual_seed(0)
+    model, x = Speckled().eval(), torch.randn(2, 3)
+    plan = make_plan(secateur.trace(model, x), {"a": (2,)})
+    pruned = secateur.cut(model, plan)
+    pruned.bad[3] = -math.inf
+    check = secateur.verify(model, pruned, plan, x)
+    assert not check.ok
+
+
+def test_an_infinity_for_a_nan_is_found() -> None:
+    torch.manual_seed(0)
+    model, x = Speckled().eval(), torch.randn(2, 3)
+    plan = make_plan(secateur.trace(model, x), {"a": (2,)})
+    pruned = secateur.cut(model, plan)
+    pruned.bad[0] = math.inf
+    assert not secateur.verify(model, pruned, plan, x).ok
+
+
 def test_other_shapes_are_infinitely_wrong() -> None:
     model = network()
     pruned, plan = prepared(model)
