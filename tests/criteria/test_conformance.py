@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from exactness import differences, snapshot
 from networks import NETWORKS, Network, ResNet, images, randomise
+from test_hard_networks import Auxiliary
 from torch import Tensor, nn
 
 import secateur
@@ -28,9 +29,11 @@ from secateur.graph.tracing import run_model
 
 NAMES = list(CRITERIA)
 CALIBRATED = [name for name in NAMES if CRITERIA[name].needs_calibration]
-# With a group of each kind between them; the first has a norm on every group.
+# With a group of each kind between them; the first has a norm on every group, and the second
+# groups that are read in train mode only.
 SMALL = {
     "resnet": Network(lambda: ResNet("B", widths=(4, 5, 6)), images(3, 8, 8)),
+    "auxiliary": Network(Auxiliary, images(3, 8, 8)),
     **{name: NETWORKS[name] for name in ("flatten", "bert", "llama")},
 }
 CASES = tuple(SMALL)

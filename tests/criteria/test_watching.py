@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from exactness import snapshot
 from networks import NETWORKS, build
+from test_hard_networks import Auxiliary
 from torch import Tensor, nn
 
 import secateur
@@ -111,6 +112,49 @@ def test_another_path_is_an_error_that_names_the_place() -> None:
     batches = [(torch.randn(n, 3), torch.zeros(n, dtype=torch.long)) for n in (4, 1)]
     with pytest.raises(InputError, match=r"batch 1 takes another path .*b\.weight does not run"):
         secateur.score(graph, "activation_norm", batches)
+
+
+@pytest.mark.parametrize(
+    "criterion", ["activation_norm", "apoz", "wanda", "entropy", "taylor_activation", "lrp"]
+)
+def test_what_is_read_in_train_mode_only_is_left_out(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x = Auxiliary().double(), torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    batches = [(x, torch.tensor([0, 1, 2, 3, 4]))]
+    graph = secateur.trace(model, x)
+    assert {"stem", "conv", "aux_conv", "aux_hidden"} == set(graph.by_name)
+    found = secateur.score(graph, criterion, batches)
+    assert "stem" in found  # the classifier in train mode reads it too
+    assert not found.keys() & {"aux_conv", "aux_hidden"}
+    # The same network without that classifier, which eval mode never runs.
+    del model.aux_conv, model.aux_norm, model.aux_hidden, model.aux_head
+    alone = secateur.score(secateur.trace(model, x), criterion, batches)
+    assert found.keys() == alone.keys()
+    assert all(torch.equal(found[group], alone[group]) for group in found)
+
+
+class NormedAside(nn.Module):
+    """In eval mode a mean alone reads what a layer reads in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.aside, self.b = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        h = self.a(x).relu()
+        result = self.b(x) * h.mean(-1, keepdim=True)
+        return (result, self.aside(h)) if self.training else result
+
+
+@pytest.mark.parametrize("criterion", ["activation_norm", "lrp"])
+def test_a_mean_is_watched_where_the_one_contraction_runs_in_train_mode(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x = NormedAside().double(), torch.randn(5, 3, dtype=torch.float64)
+    found = secateur.score(secateur.trace(model, x), criterion, [(x, torch.zeros(5).long())])
+    assert set(found) == {"a"}
+    if criterion == "activation_norm":
+        h = model.a(x).relu().detach()
+        torch.testing.assert_close(found["a"], h.square().mean(0).sqrt())
 
 
 @pytest.mark.parametrize("loss", [None, cross_entropy])

@@ -54,9 +54,10 @@ _Values = dict[_Key, Tensor]
 """By place number and group: one number a unit, or several."""
 
 _NORMS = {"l1": 1, "l2": 2}
+_NEVER_READ = "groups that are read in train mode only"
 
 
-@criterion("activation_norm", needs_calibration=True)
+@criterion("activation_norm", needs_calibration=True, leaves_out=_NEVER_READ)
 def activation_norm(graph: Graph, context: Context, *, norm: str = "l2") -> Scores:
     """Root mean square ("l2") or mean absolute value ("l1") of the unit's values."""
     if norm not in _NORMS:
@@ -66,7 +67,11 @@ def activation_norm(graph: Graph, context: Context, *, norm: str = "l2") -> Scor
     return _combined(graph, context, {key: v.pow(1 / power) for key, v in means.items()})
 
 
-@criterion("apoz", needs_calibration=True, leaves_out="groups whose activations are never zero")
+@criterion(
+    "apoz",
+    needs_calibration=True,
+    leaves_out=f"groups whose activations are never zero, and {_NEVER_READ}",
+)
 def apoz(graph: Graph, context: Context, *, threshold: float = 0.0) -> Scores:
     """Share of the unit's values with |x| above ``threshold``.
 
@@ -80,7 +85,7 @@ def apoz(graph: Graph, context: Context, *, threshold: float = 0.0) -> Scores:
     return _combined(graph, context, {key: v for key, v in means.items() if key[1] in judged})
 
 
-@criterion("wanda", needs_calibration=True)
+@criterion("wanda", needs_calibration=True, leaves_out=_NEVER_READ)
 def wanda(graph: Graph, context: Context) -> Scores:
     """Absolute weights that read the unit, each times the norm of what it reads.
 
@@ -184,7 +189,7 @@ class _Meter(Operations):
         return found
 
 
-@criterion("entropy", needs_calibration=True)
+@criterion("entropy", needs_calibration=True, leaves_out=_NEVER_READ)
 def entropy(graph: Graph, context: Context, *, bins: int = 32) -> Scores:
     """Entropy of the unit's mean over observations, in nats.
 
@@ -227,7 +232,7 @@ def entropy(graph: Graph, context: Context, *, bins: int = 32) -> Scores:
     return _combined(graph, context, values)
 
 
-@criterion("taylor_activation", needs_calibration=True)
+@criterion("taylor_activation", needs_calibration=True, leaves_out=_NEVER_READ)
 def taylor_activation(graph: Graph, context: Context) -> Scores:
     """How much the loss of a sample changes, to first order, when the unit is read as zero."""
     found = places(graph)

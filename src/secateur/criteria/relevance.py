@@ -32,7 +32,11 @@ class _Reading:
     units: Tensor
 
 
-@criterion("lrp", needs_calibration=True)
+@criterion(
+    "lrp",
+    needs_calibration=True,
+    leaves_out="groups that no relevance reaches, such as those read in train mode only",
+)
 def lrp(
     graph: Graph,
     context: Context,
@@ -99,7 +103,7 @@ def lrp(
 def _readings(graph: Graph) -> list[_Reading]:
     """Return where each group is contracted, or normalised or averaged if nowhere contracted."""
     found: dict[str, list[_Reading]] = {"mask": [], "gather": []}
-    for consumer in graph.layout.consumers:
+    for consumer in graph.layout.met():
         axis = graph.layout.axes[consumer.axis]
         place = Place(consumer.op, consumer.ordinal, consumer.arg)
         for group in graph.groups:

@@ -85,7 +85,7 @@ def places(graph: Graph) -> list[Place]:
     """List the places where units of the graph's groups are read.
 
     A group is watched where it is contracted; only a group that never is gets watched where a
-    norm or a mean runs over its units.
+    norm or a mean runs over its units. One that is read in train mode only has no place.
     """
     owner: dict[int, tuple[str, int]] = {}
     for group in graph.groups:
@@ -93,14 +93,14 @@ def places(graph: Graph) -> list[Place]:
         owner.update({first + unit: (group.name, unit) for unit in range(group.size)})
     multiplied = {
         owner[atom][0]
-        for read in graph.layout.consumers
+        for read in graph.layout.met()
         if read.how == "mask"
         for atom in np.unique(graph.layout.axes[read.axis]).tolist()
         if atom
     }
     found: list[Place] = []
     known: set[tuple[tuple[str, int], int]] = set()
-    for read in graph.layout.consumers:
+    for read in graph.layout.met():
         if read.parameter is not None:
             if (read.parameter, read.axis) in known:
                 continue

@@ -73,7 +73,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A place where the masked reference acts; see :class:`secateur.graph.flow.Read`."""
+    """A place where units are read; see :class:`secateur.graph.flow.Read`.
+
+    ``op`` is "" where a weight reads them in train mode only.
+    """
 
     op: str
     ordinal: int
@@ -98,7 +101,7 @@ class Layout:
         buffers: axes of every buffer, by name.
         work: (module, factor, axes) of every contraction.
         rules: sizes in the model's own code.
-        consumers: where the masked reference acts.
+        consumers: where units are read.
         lengths: (length, direction, dimension) of every weight norm.
         attributes: the value of every integer attribute that a rule uses.
         batch: samples in the example input.
@@ -117,6 +120,10 @@ class Layout:
     attributes: dict[Attr, int]
     batch: int
     ops: int
+
+    def met(self) -> tuple[Consumer, ...]:
+        """Return the consumers that run in eval mode too."""
+        return tuple(consumer for consumer in self.consumers if consumer.op)
 
 
 class _Table:
