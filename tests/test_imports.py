@@ -16,7 +16,16 @@ LONGEST = 400
 
 # A room imports from its own floor or a lower one; a room not named here stands on ENGINE.
 FLOORS = (
-    {"errors", "results", "registry", "progress", "pareto", "comparison", "tuning_results"},
+    {
+        "errors",
+        "results",
+        "registry",
+        "progress",
+        "pareto",
+        "comparison",
+        "tuning_results",
+        "sensitivity_results",
+    },
     {"graph"},
     {"calibration", "relevance", "criteria"},
     set[str](),
@@ -31,8 +40,17 @@ FLOORS = (
         "rounds",
         "report",
     },
-    {"study", "tuning", "compare"},
-    {"cli", "cli_compare", "cli_export", "cli_shared", "cli_tune", "screen", "__main__"},
+    {"study", "tuning", "compare", "sensitivity"},
+    {
+        "cli",
+        "cli_compare",
+        "cli_export",
+        "cli_sensitivity",
+        "cli_shared",
+        "cli_tune",
+        "screen",
+        "__main__",
+    },
 )
 ENGINE = 3
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -95,7 +113,10 @@ def test_reports_read_results_alone() -> None:
     found = {
         other for path in FILES if room_of(path) == "report" for other, _ in rooms_imported(path)
     }
-    assert found <= {"report", "results", "errors", "pareto", "comparison", "tuning_results"}
+    assert found <= {
+        "report", "results", "errors", "pareto", "comparison", "tuning_results",
+        "sensitivity_results",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

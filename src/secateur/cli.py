@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur import cli_export, cli_tune
+from secateur import cli_export, cli_sensitivity, cli_tune
 from secateur.cli_compare import EPILOG, compare
 from secateur.cli_shared import (
     Arguments,
@@ -287,6 +287,7 @@ def inspect(
 app.command(epilog=EPILOG)(compare)
 app.command(epilog=cli_tune.EPILOG)(cli_tune.tune)
 app.command(epilog=cli_export.EPILOG)(cli_export.export)
+app.command(epilog=cli_sensitivity.EPILOG)(cli_sensitivity.sensitivity)
 
 
 @app.command(

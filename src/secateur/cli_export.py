@@ -147,6 +147,8 @@ def _said(one: Exported) -> list[str]:
         f"  equals PyTorch: largest relative error {one.max_error:.1e} at batch sizes "
         f"{' and '.join(map(str, one.batches))} ({one.runtime})",
     ]
+    if not one.varied:
+        lines.append("  which proves nothing: the outputs are the same for every input")
     for turn in one.speeds:
         here, there = turn["pytorch"], turn["exported"]
         lines.append(

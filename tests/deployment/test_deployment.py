@@ -88,6 +88,7 @@ def test_onnx_files_take_any_batch(nets: dict[str, nn.Module], which: str, tmp_p
     before = copy.deepcopy(model.state_dict())
     found = export_onnx(model, IMAGE, tmp_path / "net.onnx")
     assert found.max_error < 1e-5
+    assert found.varied
     assert found.size == (tmp_path / "net.onnx").stat().st_size
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
@@ -181,6 +182,13 @@ def test_a_batch_that_is_fixed_is_an_error(export: Any, name: str, tmp_path: Pat
     with pytest.raises(ExportError, match="batch"):
         export(FixedBatch(), torch.zeros(1, 64), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_of_zeros_is_no_proof(tmp_path: Path) -> None:
+    model = Net().eval()
+    nn.init.zeros_(model.head.weight)
+    found = export_program(model, IMAGE, tmp_path / "net.pt2")
+    assert not found.varied
 
 
 def test_nan_outputs_are_an_error(tmp_path: Path) -> None:

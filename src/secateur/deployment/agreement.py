@@ -40,6 +40,8 @@ class Exported:
             largest magnitude, over all checked batch sizes; float32.
         batches: the batch sizes of the comparison.
         runtime: what ran the file, with its version.
+        varied: whether an output differs from sample to sample; where none does (a head that is
+            all zeros, say), agreeing proves nothing.
         speeds: inferences per second of PyTorch ("pytorch") and of the file ("exported"), in
             turns; empty where they were not measured.
     """
@@ -50,6 +52,7 @@ class Exported:
     max_error: float
     batches: tuple[int, ...]
     runtime: str
+    varied: bool
     speeds: tuple[Mapping[str, Speed], ...] = ()
 
 
@@ -88,13 +91,16 @@ def drawn(example: Any, size: int) -> Any:
 
 def agreement(
     model: nn.Module, example: Any, runner: Callable[[Any], list[Tensor]], what: str
-) -> float:
-    """Run both on the same inputs and return the largest relative error.
+) -> tuple[float, bool]:
+    """Run both on the same inputs.
+
+    Returns:
+        The largest relative error, and whether PyTorch's outputs differ from sample to sample.
 
     Raises:
         ExportError: the export fails at a batch size or computes something else.
     """
-    worst = 0.0
+    worst, varied = 0.0, False
     for size in CHECKED:
         inputs = drawn(example, size)
         with torch.no_grad():
@@ -105,12 +111,13 @@ def agreement(
         except Exception as error:
             raise ExportError(f"{what} fails at batch size {size}: {first_line(error)}") from error
         worst = max(worst, _error(found, wanted, f"{what} at batch size {size}"))
+        varied = varied or any(one.ndim and bool((one != one[:1]).any()) for one in wanted)
     if worst > TOLERANCE:
         raise ExportError(
             f"{what} computes something else: relative error {worst:.3g} "
             f"(tolerance {TOLERANCE:.0e}); nothing was written"
         )
-    return worst
+    return worst, varied
 
 
 def _error(found: list[Tensor], wanted: list[Tensor], what: str) -> float:

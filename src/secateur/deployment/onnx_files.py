@@ -69,7 +69,7 @@ def export_onnx(
     try:
         _write(network, example, partial)
         session = Session(partial, example, timing.threads)
-        error = agreement(network, example, session.outputs, "the ONNX file")
+        error, varied = agreement(network, example, session.outputs, "the ONNX file")
         speeds = tuple(
             _speeds(network, session, example, batch, timing, progress) for batch in batches
         )
@@ -78,7 +78,7 @@ def export_onnx(
     finally:
         partial.unlink(missing_ok=True)
     version = importlib.import_module("onnxruntime").__version__
-    return Exported("onnx", path, size, error, CHECKED, f"onnxruntime {version}", speeds)
+    return Exported("onnx", path, size, error, CHECKED, f"onnxruntime {version}", varied, speeds)
 
 
 class Session(nn.Module):

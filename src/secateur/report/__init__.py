@@ -3,6 +3,7 @@
 from secateur.report.comparison_page import write_comparison, write_comparison_tables
 from secateur.report.export import write_tables
 from secateur.report.page import write_report
+from secateur.report.sensitivity_page import write_sensitivity, write_sensitivity_tables
 from secateur.report.tables import Row, table
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "write_comparison",
     "write_comparison_tables",
     "write_report",
+    "write_sensitivity",
+    "write_sensitivity_tables",
     "write_tables",
 ]
