@@ -35,7 +35,8 @@ class TrainState:
     ``weights`` and ``best_weights`` are CPU copies of the state dict after the last and the
     best epoch; ``optimizer`` is the optimiser's own state dict, ``scaler`` that of the gradient
     scaler of fp16. ``steps`` counts optimiser steps; ``masks`` are those in force, where they
-    change while training, and ``settled`` is the first epoch after their last change (0: none yet).
+    change while training (or what else moves beside the weights, such as factors), and
+    ``settled`` is the first epoch after their last change (0: none yet).
     """
 
     history: tuple[Epoch, ...]

@@ -19,7 +19,7 @@ from secateur.cutting import check_fit
 from secateur.errors import InputError
 from secateur.finetune import TrainSettings
 from secateur.plan import Plan
-from secateur.sparse_training.loop import check_strength, train
+from secateur.sparse_training.loop import NOT_KEPT, Keeping, check_strength, train
 
 
 def grown(step: int, *, grow: float, every: int, ceiling: float) -> float:
@@ -36,6 +36,7 @@ def shrink_units(
     grow: float = 1e-4,
     every: int = 10,
     ceiling: float = 1.0,
+    keeping: Keeping = NOT_KEPT,
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Train ``model`` in place while the units of ``plan`` fade; then cut them with ``cut``.
@@ -48,6 +49,7 @@ def shrink_units(
         grow: how much the penalty grows at a time.
         every: steps between.
         ceiling: the most that the penalty becomes.
+        keeping: where to leave what a stopped call needs to go on.
         progress: where to show how far it is.
 
     Returns:
@@ -56,6 +58,7 @@ def shrink_units(
     Raises:
         InputError: a value breaks its rule.
         PlanError: the plan does not fit the model.
+        CheckpointError: what the folder holds is damaged.
         SecateurError: the loss is not finite.
     """
     for name, value in {"grow": grow, "ceiling": ceiling}.items():
@@ -68,19 +71,28 @@ def shrink_units(
         for name, parameter in model.named_parameters()
         if name in plan.cuts
     ]
-    steps = 0
 
-    def penalise(lr: float) -> None:
-        nonlocal steps
-        penalty = grown(steps, grow=grow, every=every, ceiling=ceiling)
-        steps += 1
+    def penalise(lr: float, step: int) -> None:
+        penalty = grown(step, grow=grow, every=every, ceiling=ceiling)
         with torch.no_grad():
             for parameter, places in doomed:
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter * places, alpha=penalty)
 
     return train(
-        model, loader, settings, before_step=penalise, description="Growing", progress=progress
+        model,
+        loader,
+        settings,
+        before_step=penalise,
+        asked={
+            "grow": grow,
+            "every": every,
+            "ceiling": ceiling,
+            "removed": {name: list(units) for name, units in plan.removed.items()},
+        },
+        keeping=keeping,
+        description="Growing",
+        progress=progress,
     )
 
 

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.errors import InputError
 from secateur.finetune import TrainSettings
-from secateur.sparse_training.loop import check_strength, train
+from secateur.sparse_training.loop import NOT_KEPT, Keeping, check_strength, train
 
 
 def slim(
@@ -26,6 +26,7 @@ def slim(
     settings: TrainSettings,
     *,
     strength: float = 1e-4,
+    keeping: Keeping = NOT_KEPT,
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Train ``model`` in place with a penalty on its batch norms' scales.
@@ -35,6 +36,7 @@ def slim(
         loader: batches of (inputs, labels).
         settings: of the training.
         strength: of the penalty.
+        keeping: where to leave what a stopped call needs to go on.
         progress: where to show how far it is.
 
     Returns:
@@ -42,6 +44,7 @@ def slim(
 
     Raises:
         InputError: a value breaks its rule, or no batch norm has scales.
+        CheckpointError: what the folder holds is damaged.
         SecateurError: the loss is not finite.
     """
     check_strength("strength", strength)
@@ -49,12 +52,19 @@ def slim(
     if not scales:
         raise InputError("model must have a batch norm with scales, but has none")
 
-    def penalise(lr: float) -> None:
+    def penalise(lr: float, step: int) -> None:
         with torch.no_grad():
             for scale in scales:
                 if scale.grad is not None:
                     scale.grad.add_(scale.sign(), alpha=strength)
 
     return train(
-        model, loader, settings, before_step=penalise, description="Slimming", progress=progress
+        model,
+        loader,
+        settings,
+        before_step=penalise,
+        asked={"strength": strength},
+        keeping=keeping,
+        description="Slimming",
+        progress=progress,
     )

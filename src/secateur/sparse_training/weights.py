@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.finetune import TrainSettings
-from secateur.sparse_training.loop import check_strength, train
+from secateur.sparse_training.loop import NOT_KEPT, Keeping, check_strength, train
 from secateur.sparse_training.proximal import shrink_
+from secateur.training.frozen import digest
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,6 +28,7 @@ def train_sparse(
     *,
     strength: float = 0.0,
     frozen: bool = True,
+    keeping: Keeping = NOT_KEPT,
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Train in place with an L1 penalty on weights, by a proximal step after each step.
@@ -37,6 +39,8 @@ def train_sparse(
         settings: of the training.
         strength: of the penalty; 0 has none.
         frozen: weights that are zero at the start stay so.
+        keeping: where to leave what a stopped call needs to go on; the model must then be as at
+            the first call.
         progress: where to show how far it is.
 
     Returns:
@@ -44,6 +48,7 @@ def train_sparse(
 
     Raises:
         InputError: a value breaks its rule.
+        CheckpointError: what the folder holds is damaged.
         SecateurError: the loss is not finite.
     """
     if strength:
@@ -51,7 +56,7 @@ def train_sparse(
     weights = matrices(model)
     keep = {name: (weight != 0) for name, weight in weights.items()} if frozen else {}
 
-    def settle(lr: float) -> None:
+    def settle(lr: float, step: int) -> None:
         with torch.no_grad():
             for name, weight in weights.items():
                 if strength:
@@ -60,7 +65,14 @@ def train_sparse(
                     weight.mul_(keep[name])
 
     return train(
-        model, loader, settings, after_step=settle, description="Retraining", progress=progress
+        model,
+        loader,
+        settings,
+        after_step=settle,
+        asked={"strength": strength, "frozen": digest(keep) if keep else None},
+        keeping=keeping,
+        description="Retraining",
+        progress=progress,
     )
 
 
