@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from secateur import pareto
-from secateur.results import Measured, Quality, load_record, save_record
+from secateur.results import Facts, Measured, Quality, load_record, save_record
 
 FORMAT = 1
 COSTS = ("macs", "params", "bytes", "latency")
@@ -42,6 +42,7 @@ class Trial:
         params: parameters that are left; those that a mask takes are not counted.
         macs: multiply-accumulates for one input; zeros in weights save none.
         bytes: of the weights, gzipped.
+        sparse: bytes of the weights in a sparse container; 0 in studies of before it was kept.
         latency: time as a share of the dense network's, where it was asked for.
         max_error: of the cut against its masked reference, relative; None for masked weights.
         seconds: that the trial took.
@@ -64,6 +65,7 @@ class Trial:
     params: int = 0
     macs: int = 0
     bytes: int = 0
+    sparse: int = 0
     latency: float | None = None
     max_error: float | None = None
     seconds: float = 0.0
@@ -99,6 +101,7 @@ class Comparison:
         cost: what the chosen setup has least of: "macs", "params" or "bytes".
         score: name of a score in :data:`secateur.pareto.SCORES`; empty for none.
         notes: for the reader.
+        facts: the dense network and the chosen one side by side; None where none is chosen.
     """
 
     title: str
@@ -113,6 +116,7 @@ class Comparison:
     cost: str = "macs"
     score: str = ""
     notes: tuple[str, ...] = ()
+    facts: Facts | None = None
     format: int = FORMAT
 
 

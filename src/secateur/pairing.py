@@ -4,54 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.errors import InputError
 from secateur.measure import Answers, wilson
+from secateur.results import ClassQuality, Paired
 
 EXACT = 1000
 """Up to so many discordant images McNemar's test is exact, from the binomial distribution."""
-
-
-@dataclass(frozen=True)
-class ClassQuality:
-    """How well one class is recognised; ``low`` and ``high`` bound the recall (95 %, Wilson).
-
-    Recall is None for a class without images, precision for one that is never predicted.
-    """
-
-    name: str
-    count: int
-    recall: float | None
-    low: float | None
-    high: float | None
-    precision: float | None
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two networks on the same images.
-
-    Attributes:
-        count: images.
-        lost: right before, wrong after.
-        won: wrong before, right after.
-        p_value: of McNemar's test: how likely so uneven a split of lost and won is, if neither
-            network were better.
-    """
-
-    count: int
-    lost: int
-    won: int
-    p_value: float
-
-    @property
-    def change(self) -> float:
-        """Accuracy after less accuracy before."""
-        return (self.won - self.lost) / self.count
 
 
 def confusion(found: Answers, classes: int) -> npt.NDArray[np.int64]:
@@ -109,6 +71,8 @@ def _class(name: str, counts: npt.NDArray[np.int64], place: int) -> ClassQuality
     hits, count = int(counts[place, place]), int(counts[place].sum())
     guessed = int(counts[:, place].sum())
     low, high = wilson(hits, count) if count else (None, None)
+    # 2PR / (P + R) with both written out; it is 0 where nothing is right.
+    f1 = 2 * hits / (count + guessed) if count and guessed else None
     return ClassQuality(
         name=name,
         count=count,
@@ -116,4 +80,5 @@ def _class(name: str, counts: npt.NDArray[np.int64], place: int) -> ClassQuality
         low=low,
         high=high,
         precision=hits / guessed if guessed else None,
+        f1=f1,
     )

@@ -133,8 +133,87 @@ class CheckRecord:
 
 
 @dataclass(frozen=True)
+class ClassQuality:
+    """How well one class is recognised; ``low`` and ``high`` bound the recall (95 %, Wilson).
+
+    Recall is None for a class without images, precision for one that is never predicted, F1 where
+    either is.
+    """
+
+    name: str
+    count: int
+    recall: float | None
+    low: float | None
+    high: float | None
+    precision: float | None
+    f1: float | None = None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two networks on the same images.
+
+    Attributes:
+        count: images.
+        lost: right before, wrong after.
+        won: wrong before, right after.
+        p_value: of McNemar's test: how likely so uneven a split of lost and won is, if neither
+            network were better.
+    """
+
+    count: int
+    lost: int
+    won: int
+    p_value: float
+
+    @property
+    def change(self) -> float:
+        """Accuracy after less accuracy before."""
+        return (self.won - self.lost) / self.count
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Median seconds of one layer in a pass of the dense and of the pruned network."""
+
+    layer: str
+    dense: float
+    pruned: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Dense and pruned side by side, beyond the main figures.
+
+    Attributes:
+        split: that both were asked about.
+        paired: the same images.
+        dense_classes: by class, in the order of the labels.
+        pruned_classes: likewise.
+        confusion: (label, prediction, images of dense, images of pruned), places of classes; pairs
+            that neither network has are left out.
+        sparse: bytes of the weights in a sparse container, (dense, pruned).
+        memory: most bytes that one inference holds beside weights and inputs, (dense, pruned).
+        batch: samples in a pass of ``memory`` and ``layers``.
+        threads: of ``layers``.
+        layers: in the order of the network.
+    """
+
+    split: str
+    paired: Paired
+    dense_classes: tuple[ClassQuality, ...]
+    pruned_classes: tuple[ClassQuality, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    sparse: tuple[int, ...]
+    memory: tuple[int, ...]
+    batch: int
+    threads: int
+    layers: tuple[LayerTime, ...]
+
+
+@dataclass(frozen=True)
 class Result:
-    """All that a run asked and found."""
+    """All that a run asked and found; ``facts`` is None in results of before they were kept."""
 
     title: str
     asked: dict[str, Any]
@@ -149,6 +228,7 @@ class Result:
     pinned: tuple[PinnedDim, ...] = ()
     given_back: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    facts: Facts | None = None
     format: int = FORMAT
 
 

@@ -8,8 +8,12 @@ import pytest
 
 from secateur.results import (
     CheckRecord,
+    ClassQuality,
     Epoch,
+    Facts,
+    LayerTime,
     Measured,
+    Paired,
     PinnedDim,
     Point,
     Quality,
@@ -65,6 +69,46 @@ def made_up_history() -> tuple[Epoch, ...]:
     )
 
 
+def made_up_facts() -> Facts:
+    """Ten digits of 36 images each: dense has 351 right, pruned 349."""
+    dense = {(k, k): 36 for k in range(10)} | {(k, k): 35 for k in range(9)}
+    dense |= {(k, k + 1): 1 for k in range(9)}
+    pruned = {**dense, (3, 3): 34, (8, 8): 34, (3, 8): 1, (8, 3): 1}
+    classes = tuple(
+        tuple(
+            ClassQuality(
+                str(k),
+                36,
+                one[k, k] / 36,
+                one[k, k] / 36 - 0.1,
+                min(1.0, one[k, k] / 36 + 0.02),
+                one[k, k] / sum(n for (_, p), n in one.items() if p == k),
+                0.95,
+            )
+            for k in range(10)
+        )
+        for one in (dense, pruned)
+    )
+    return Facts(
+        split="test",
+        paired=Paired(360, 5, 3, 0.7265625),
+        dense_classes=classes[0],
+        pruned_classes=classes[1],
+        confusion=tuple(
+            (*key, dense.get(key, 0), pruned.get(key, 0)) for key in sorted({*dense, *pruned})
+        ),
+        sparse=(1_950_600, 511_800),
+        memory=(65_536, 32_768),
+        batch=1,
+        threads=1,
+        layers=(
+            *(LayerTime(name, 1e-4, 4e-5) for name, _ in LAYERS),
+            LayerTime("dropout", 0.0, 0.0),
+            LayerTime("classifier.out", 2e-5, 2.5e-5),
+        ),
+    )
+
+
 def made_up_result() -> Result:
     """A whole result of a small run."""
     return Result(
@@ -105,6 +149,7 @@ def made_up_result() -> Result:
         ),
         given_back={"block2.conv": 3},
         notes=("Two images could not be read and were skipped.",),
+        facts=made_up_facts(),
     )
 
 

@@ -22,7 +22,7 @@ def test_every_table_is_written_twice(result: Result, tmp_path: Path) -> None:
         "points.json",
     ]
     assert all(path.is_file() for path in written)
-    assert len(written) == 18
+    assert len(written) == 26
 
 
 def test_values_are_unrounded_and_bounded(result: Result, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_headings_go_down_one_step_at_a_time(page: Page) -> None:
 
 
 def test_tables_have_captions_and_scopes(page: Page) -> None:
-    assert len(page.all("table")) == len(page.all("caption")) == 9
+    assert len(page.all("table")) == len(page.all("caption")) == 13
     assert {attrs.get("scope") for attrs in page.all("th")} == {"col", "row"}
 
 
@@ -101,7 +101,12 @@ def test_figures_have_names_and_words(page: Page, result: Result) -> None:
     ids = [str(attrs["id"]) for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
     plots = [attrs for attrs in page.all("div") if attrs.get("class") == "plot"]
-    assert [plot["id"] for plot in plots] == ["plot-accuracy", "plot-widths", "plot-training"]
+    assert [plot["id"] for plot in plots] == [
+        "plot-accuracy",
+        "plot-widths",
+        "plot-training",
+        "plot-confusion",
+    ]
     for plot in plots:
         assert plot["role"] == "img"
         assert plot["aria-label"]
@@ -170,6 +175,7 @@ def test_a_bare_result_has_no_empty_parts(result: Result) -> None:
         asked={},
         environment={},
         command="",
+        facts=None,
     )
     text = render(bare)
     page = Page(text)

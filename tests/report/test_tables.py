@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from secateur.report import Row, table
-from secateur.report.tables import flatten, main_table, tables
+from secateur.report.main_table import main_table
+from secateur.report.tables import flatten, tables
 from secateur.results import Measured, Quality, Result, Speed
 
 
@@ -21,8 +22,12 @@ def test_main_table_compares_dense_and_pruned(result: Result) -> None:
         "MACs",
         "Weight file, raw",
         "Weight file, gzipped",
+        "Weight file, sparse container",
+        "Memory at its peak, batch 1",
         "Inferences per second, batch 1, 1 thread",
         "Inferences per second, batch 64, 1 thread",
+        "Speed-up over MACs reduction, batch 1 (1 is the ideal)",
+        "Speed-up over MACs reduction, batch 64 (1 is the ideal)",
     ]
     assert rows["Accuracy"] == Row(
         "Accuracy", "97.50 % (95.33 to 98.67 %)", "96.94 % (94.62 to 98.28 %)", "-0.56 points"
@@ -32,12 +37,14 @@ def test_main_table_compares_dense_and_pruned(result: Result) -> None:
     speed = rows["Inferences per second, batch 64, 1 thread"]
     assert speed.dense == "14,210 (14,000 to 14,301)"
     assert speed.change == "x2.53"
+    # 35980 / 14210 times 2512000 / 8912345
+    assert rows["Speed-up over MACs reduction, batch 64 (1 is the ideal)"].pruned == "0.71"
 
 
 def test_speeds_pair_by_batch_and_threads(result: Result) -> None:
     only_dense = Speed(256, 2, 3, 20_000.0, 19_000.0, 21_000.0)
     dense = dataclasses.replace(result.dense, speeds=(only_dense, *result.dense.speeds[::-1]))
-    rows = table(dataclasses.replace(result, dense=dense))[-3:]
+    rows = table(dataclasses.replace(result, dense=dense))[-5:-2]
     assert [row.label.partition(", ")[2] for row in rows] == [
         "batch 1, 1 thread",
         "batch 64, 1 thread",
@@ -60,6 +67,10 @@ def test_every_table_is_whole_and_named_once(result: Result) -> None:
         "points",
         "widths",
         "history",
+        "images",
+        "classes",
+        "confusion",
+        "layers",
         "given_back",
         "pinned",
         "proof",
@@ -73,7 +84,15 @@ def test_every_table_is_whole_and_named_once(result: Result) -> None:
 
 def test_tables_without_rows_are_left_out(result: Result) -> None:
     bare = dataclasses.replace(
-        result, points=(), widths=(), history=(), pinned=(), given_back={}, asked={}, environment={}
+        result,
+        points=(),
+        widths=(),
+        history=(),
+        pinned=(),
+        given_back={},
+        asked={},
+        environment={},
+        facts=None,
     )
     assert [one.name for one in tables(bare)] == ["results", "proof"]
 

@@ -166,7 +166,7 @@ def test_a_damaged_cell_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"sparsities": [0.5, 0.2]}, "must rise"),
         ({"sparsities": [1.0]}, "sparsity must satisfy"),
         ({"target": {"macs": 0.5, "params": 0.5}}, "at most one of"),
-        ({"criterion": "l3"}, "criterion must be one of"),
+        ({"criterion": "l3"}, "must be one of"),
         ({"protect": ["nothing"]}, "matches nothing"),
         ({"colour": 1}, "unknown key"),
     ],

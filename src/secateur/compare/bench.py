@@ -35,7 +35,7 @@ from secateur.data.images import ImageSet
 from secateur.data.splits import stratified
 from secateur.errors import InputError
 from secateur.finetune import finetune
-from secateur.measure import quality, weight_bytes
+from secateur.measure import quality, sparse_bytes, weight_bytes
 from secateur.plan import Plan
 from secateur.recovery import recalibrate, recover
 from secateur.study import stages
@@ -129,6 +129,7 @@ def run_trial(bench: Bench, spec: Spec) -> Trial:
         params=left(made),
         macs=made.macs,
         bytes=weight_bytes(made.model)[1],
+        sparse=sparse_bytes(made.model),
         max_error=made.max_error,
         seconds=time.perf_counter() - started,
     )

@@ -26,11 +26,12 @@ from secateur.comparison import Comparison, Trial
 from secateur.data import batches
 from secateur.data.images import ImageSet
 from secateur.errors import CheckpointError, InputError, SecateurError
+from secateur.facts import facts_of
 from secateur.latency import relative_time
 from secateur.measure import environment, quality
 from secateur.progress import track
 from secateur.report import write_comparison, write_comparison_tables
-from secateur.results import Measured, Quality
+from secateur.results import Facts, Measured, Quality, build_record
 from secateur.study import kept, stages, store
 from secateur.study.stages import say
 
@@ -199,6 +200,9 @@ def _concluded(
         for number in track(numbers, "Measuring on test", bench.progress)
     }
     cost = bench.subject.graph.cost()
+    number = None if chosen is None else chosen.first.number
+    # Where the chosen network is not measured on test, it is not looked at there either.
+    side = (seen, "test") if number in tested else (bench, "validation")
     return Comparison(
         title=f"{config.model.rpartition(':')[2]}: {len(trials)} networks compared",
         asked=plain(config),
@@ -207,11 +211,12 @@ def _concluded(
         dense=Measured(quality=on_test, size=stages.size(bench.subject.model, cost.macs)),
         validation=dense,
         trials=tuple(dataclasses.replace(trial, test=tested.get(trial.number)) for trial in trials),
-        chosen=None if chosen is None else chosen.first.number,
+        chosen=number,
         within=config.choose.within,
         cost=config.choose.cost,
         score=config.score or "",
         notes=tuple(bench.subject.graph.notes),
+        facts=None if number is None else _facts(*side, specs[number]),
     )
 
 
@@ -252,6 +257,29 @@ def _quality(bench: Bench, split: str) -> Quality:
 def _test_of(bench: Bench, spec: Spec) -> Quality:
     loader = batches(bench.data.test, bench.config.data.batch_size)
     return quality(made_again(bench, spec).model, loader, "test")
+
+
+def _facts(bench: Bench, split: str, spec: Spec) -> Facts:
+    """Put the dense network and a trial's side by side, once."""
+
+    def measure() -> str:
+        found = facts_of(
+            bench.subject.model,
+            made_again(bench, spec).model,
+            batches(getattr(bench.data, split), bench.config.data.batch_size),
+            split,
+            bench.data.classes,
+            bench.subject.example,
+            threads=bench.config.threads,
+            progress=bench.progress,
+        )
+        return json.dumps(dataclasses.asdict(found))
+
+    path = bench.stage / "facts.json"
+    try:
+        return build_record(Facts, json.loads(store.remembered(path, measure)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
 
 
 def _keep_chosen(

@@ -9,18 +9,13 @@ from pathlib import Path
 from secateur.comparison import Comparison, Setup, Trial, area, scored, setups
 from secateur.report import comparison_figures as figures
 from secateur.report import comparison_tables as tables
+from secateur.report import facts_parts
 from secateur.report import format as fmt
 from secateur.report import tables as tables_of
 from secateur.report.export import write_each
 from secateur.report.figures import Figure
-from secateur.report.page import (
-    Section,
-    Shown,
-    has_content,
-    render_page,
-    with_rows,
-    write_page,
-)
+from secateur.report.page import render_page, write_page
+from secateur.report.parts import Section, Shown, has_content, with_rows
 from secateur.report.summary import Line
 
 TARGETS = ("sparsity", "macs", "params")
@@ -43,6 +38,7 @@ def write_comparison_tables(comparison: Comparison, folder: Path) -> tuple[Path,
         tables.setups_table(comparison, found),
         tables.trials_table(comparison),
         tables.failures_table(comparison),
+        *facts_parts.facts_tables(comparison.facts),
     )
     return write_each([table for table in every if table.rows], folder)
 
@@ -88,6 +84,7 @@ def _sections(comparison: Comparison, found: Sequence[Setup]) -> tuple[Section, 
             texts=(tables.setups_text(comparison, found),),
             tables=(Shown(tables.setups_table(comparison, found)),),
         ),
+        *facts_parts.facts_sections(comparison.facts),
         Section("failures", "Failures", tables=with_rows(folded)),
         Section("how", "How it was measured", bullets=_how(comparison)),
         Section("notes", "Notes", bullets=comparison.notes),
@@ -227,7 +224,8 @@ def _how(comparison: Comparison) -> tuple[str, ...]:
     if any(trial.latency is not None for trial in comparison.trials):
         lines.append(
             "Time: each network and the dense one ran in turns after all trials, with nothing "
-            "else of the study running; the median share of neighbouring turns."
+            "else of the study running; the median share of neighbouring turns. Efficiency: "
+            "speed-up over MACs reduction, 1 is the ideal."
         )
     return tuple(lines)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateur.comparison import Comparison, Setup, Trial, scored
 from secateur.report import format as fmt
-from secateur.report.tables import Cell, Column, Table
+from secateur.report.cells import Cell, Column, Table
 
 COST_WORDS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "latency": "time"}
 """How texts call the costs."""
@@ -75,6 +75,7 @@ def setups_table(comparison: Comparison, setups: Sequence[Setup]) -> Table:
         Column("macs", "MACs", True),
         Column("bytes", "Gzipped", True),
         *((Column("latency", "Time", True),) if timed else ()),
+        *((Column("efficiency", "Efficiency", True),) if timed else ()),
         *((Column("score", "Score", True),) if comparison.score else ()),
         Column("frontier", "Frontier"),
     )
@@ -91,7 +92,7 @@ def setups_table(comparison: Comparison, setups: Sequence[Setup]) -> Table:
             *((_test(setup),) if tested else ()),
             Cell(setup.loss, fmt.decimal(setup.loss)),
             *(_share(float(setup.cost(key) or 0), whole) for key, whole in wholes.items()),
-            *((_time(setup),) if timed else ()),
+            *((_time(setup), _efficiency(comparison, setup)) if timed else ()),
             *((_score(comparison, setup),) if comparison.score else ()),
             _frontier(comparison, setup),
         ]
@@ -123,6 +124,7 @@ def trials_table(comparison: Comparison) -> Table:
         Column("params", "Parameters", True),
         Column("macs", "MACs", True),
         Column("bytes_gzip", "Gzipped", True),
+        Column("bytes_sparse", "Sparse container", True),
         Column("latency", "Time", True),
         Column("max_error", "Largest error", True),
         Column("error", "Error"),
@@ -182,6 +184,15 @@ def _time(setup: Setup) -> Cell:
     return _EMPTY if setup.latency is None else Cell(setup.latency, fmt.percent(setup.latency, 1))
 
 
+def _efficiency(comparison: Comparison, setup: Setup) -> Cell:
+    """Speed-up over the reduction of MACs."""
+    whole = comparison.dense.size.macs
+    if not setup.latency or not whole:
+        return _EMPTY
+    value = setup.macs / whole / setup.latency
+    return Cell(value, fmt.decimal(value, 2))
+
+
 def _score(comparison: Comparison, setup: Setup) -> Cell:
     found = scored(comparison, setup)
     return _EMPTY if found is None else Cell(found, fmt.decimal(found))
@@ -205,7 +216,7 @@ def _trial(trial: Trial) -> tuple[Cell, ...]:
         trial.number, trial.criterion, trial.granularity, trial.scope, trial.target, trial.value,
         trial.recovery, trial.epochs, trial.seed, trial.state, *qualities,
         trial.test.accuracy if trial.test else None,
-        *((trial.params, trial.macs, trial.bytes) if known else (None, None, None)),
+        *((trial.params, trial.macs, trial.bytes, trial.sparse or None) if known else (None,) * 4),
         trial.latency, trial.max_error, trial.error,
     )  # fmt: skip
     return tuple(Cell(value, "" if value is None else str(value)) for value in plain)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.errors import InputError
-from secateur.report.tables import Table, Value, tables
+from secateur.report.cells import Table, Value
+from secateur.report.tables import tables
 from secateur.results import Result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,32 +14,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from secateur.errors import InputError
-from secateur.report import figures, tables
-from secateur.report.figures import Figure
+from secateur.report import facts_parts, figures, tables
+from secateur.report.main_table import main_table
+from secateur.report.parts import Section, Shown, has_content, with_rows
 from secateur.report.summary import Line, proof, summary
-from secateur.report.tables import Table
 from secateur.results import Result
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A table on the page; a folded one opens on demand."""
-
-    table: Table
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page under its own heading; an empty one is left out."""
-
-    name: str
-    title: str
-    texts: tuple[str, ...] = ()
-    figure: Figure | None = None
-    tables: tuple[Shown, ...] = ()
-    bullets: tuple[str, ...] = ()
-    code: str = ""
 
 
 def write_report(result: Result, path: Path) -> Path:
@@ -106,7 +84,7 @@ def render_page(
 def _sections(result: Result) -> tuple[Section, ...]:
     """The page from top to bottom, without the parts that have nothing to show."""
     every = (
-        Section("results", "Results", tables=(Shown(tables.main_table(result)),)),
+        Section("results", "Results", tables=(Shown(main_table(result)),)),
         Section(
             "accuracy",
             "Accuracy against sparsity",
@@ -125,6 +103,7 @@ def _sections(result: Result) -> tuple[Section, ...]:
             figure=figures.training_figure(result),
             tables=with_rows(tables.history_table(result), folded=True),
         ),
+        *facts_parts.facts_sections(result.facts),
         _kept_section(result),
         Section(
             "proof",
@@ -172,17 +151,6 @@ def _reasons(result: Result) -> tuple[str, ...]:
         f"{number} {'dimension' if number == 1 else 'dimensions'} pinned: {reason}"
         for reason, number in ordered
     )
-
-
-def with_rows(table: Table, *, folded: bool = False) -> tuple[Shown, ...]:
-    """A table to show, or none where it is empty."""
-    return (Shown(table, folded),) if table.rows else ()
-
-
-def has_content(section: Section) -> bool:
-    """Whether there is anything to show."""
-    parts: Sequence[object] = (section.texts, section.tables, section.bullets, section.code)
-    return section.figure is not None or any(parts)
 
 
 @cache

@@ -10,11 +10,12 @@ import plotly.graph_objects as go
 
 from secateur.report import format as fmt
 from secateur.report import tables as tables_of
+from secateur.report.cells import Cell, Column, Table
 from secateur.report.export import write_each
 from secateur.report.figures import Figure, finished, safe, short_names
-from secateur.report.page import Section, Shown, has_content, render_page, with_rows, write_page
+from secateur.report.page import render_page, write_page
+from secateur.report.parts import Section, Shown, has_content, with_rows
 from secateur.report.summary import Line
-from secateur.report.tables import Cell, Column, Table
 from secateur.sensitivity_results import Allocation, GroupEntry, Sensitivity
 
 # Cividis is made for readers who confuse red and green, and is even in brightness.

@@ -6,63 +6,17 @@ can sort by it and a file can hold it unrounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.report import format as fmt
-from secateur.results import Measured, Quality, Result, Speed
+from secateur.report.cells import Cell, Column, Row, Table
+from secateur.report.cells import text_cell as _text
+from secateur.report.facts_parts import facts_tables
+from secateur.report.main_table import main_table
+from secateur.results import Result
 
-Value = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the main table, ready to print."""
-
-    label: str
-    dense: str
-    pruned: str
-    change: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value and the text that stands for it; where it has an interval, its bounds and text."""
-
-    value: Value
-    text: str
-    detail: str = ""
-    bounds: tuple[float, float] | None = None
-
-    @property
-    def full(self) -> str:
-        """Text and detail in one line."""
-        return f"{self.text} ({self.detail})" if self.detail else self.text
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its name in files, its title on the page, and whether it holds numbers."""
-
-    key: str
-    title: str
-    numeric: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A named table; every row has one cell for each column, the first one names the row."""
-
-    name: str
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    sortable: bool = True
-
-
-_SIDES = (Column("dense", "Dense", True), Column("pruned", "Pruned", True))
-_NOT_MEASURED = Cell(None, "not measured")
+SIDES = (Column("dense", "Dense", True), Column("pruned", "Pruned", True))
 
 
 def table(result: Result) -> list[Row]:
@@ -80,6 +34,7 @@ def tables(result: Result) -> tuple[Table, ...]:
         points_table(result),
         widths_table(result),
         history_table(result),
+        *facts_tables(result.facts),
         given_back_table(result),
         pinned_table(result),
         proof_table(result),
@@ -87,19 +42,6 @@ def tables(result: Result) -> tuple[Table, ...]:
         environment_table(result.environment),
     )
     return tuple(one for one in every if one.rows)
-
-
-def main_table(result: Result) -> Table:
-    """Dense against pruned: quality, size and speed."""
-    dense, pruned = result.dense, result.pruned
-    rows = [*_quality_rows(dense.quality, pruned.quality), *_size_rows(dense, pruned)]
-    before, after = _by_setting(dense.speeds), _by_setting(pruned.speeds)
-    rows += [
-        _speed_row(setting, before.get(setting), after.get(setting))
-        for setting in sorted({*before, *after})
-    ]
-    columns = (Column("measure", "Measure"), *_SIDES, Column("change", "Change", True))
-    return Table("results", _main_caption(result), columns, tuple(rows), sortable=False)
 
 
 def points_table(result: Result) -> Table:
@@ -136,7 +78,7 @@ def widths_table(result: Result) -> Table:
     """Output width of every layer, in the order of the network."""
     columns = (
         Column("layer", "Layer"),
-        *_SIDES,
+        *SIDES,
         Column("removed", "Removed", True),
     )
     rows = tuple(
@@ -258,10 +200,6 @@ def _say(value: Any) -> str:
     return str(value)
 
 
-def _text(value: str) -> Cell:
-    return Cell(value, value)
-
-
 def _yes(value: bool) -> Cell:
     return Cell(value, "yes" if value else "no")
 
@@ -278,103 +216,3 @@ def _removed(dense: int, pruned: int) -> Cell:
         return Cell(None, "n/a")
     share = 1 - pruned / dense
     return Cell(share, fmt.percent(share, 1))
-
-
-def _main_caption(result: Result) -> str:
-    dense, pruned = result.dense.quality, result.pruned.quality
-    if (dense.split, dense.count) == (pruned.split, pruned.count):
-        where = f"on the {dense.split} split ({fmt.count(dense.count)} images)"
-    else:
-        where = (
-            f"dense on {dense.split} ({fmt.count(dense.count)} images), pruned on "
-            f"{pruned.split} ({fmt.count(pruned.count)} images): not like for like"
-        )
-    text = (
-        f"Dense and pruned, measured {where}. Accuracy with its 95 % interval (Wilson); "
-        "precision, recall and F1 are macro averages; MACs are for one input"
-    )
-    turns = sorted({speed.repeats for speed in (*result.dense.speeds, *result.pruned.speeds)})
-    if turns:
-        counts = " or ".join(fmt.count(one) for one in turns)
-        text += f"; speeds are medians of {counts} turns, with their quartiles"
-    return text + "."
-
-
-def _quality_rows(dense: Quality, pruned: Quality) -> list[tuple[Cell, ...]]:
-    def share(label: str, read: Callable[[Quality], float]) -> tuple[Cell, ...]:
-        before, after = read(dense), read(pruned)
-        return (
-            _text(label),
-            Cell(before, fmt.percent(before)),
-            Cell(after, fmt.percent(after)),
-            Cell(after - before, fmt.points(after - before)),
-        )
-
-    label, before, after, change = share("Accuracy", lambda one: one.accuracy)
-    loss = (
-        _text("Loss"),
-        Cell(dense.loss, fmt.decimal(dense.loss)),
-        Cell(pruned.loss, fmt.decimal(pruned.loss)),
-        Cell(pruned.loss - dense.loss, fmt.difference(pruned.loss - dense.loss)),
-    )
-    # Results of before these were measured have none.
-    five = dense.top5 is not None and pruned.top5 is not None
-    calibrated = dense.ece is not None and pruned.ece is not None
-    return [
-        (label, _bounded(before, dense), _bounded(after, pruned), change),
-        *([share("Top-5 accuracy", lambda one: one.top5 or 0.0)] if five else []),
-        share("Precision", lambda one: one.precision),
-        share("Recall", lambda one: one.recall),
-        share("F1", lambda one: one.f1),
-        loss,
-        *([share("Calibration error", lambda one: one.ece or 0.0)] if calibrated else []),
-    ]
-
-
-def _bounded(cell: Cell, quality: Quality) -> Cell:
-    low, high = fmt.percent(quality.low), fmt.percent(quality.high)
-    detail = f"{low.removesuffix(' %')} to {high}"
-    return Cell(cell.value, cell.text, detail, (quality.low, quality.high))
-
-
-def _size_rows(dense: Measured, pruned: Measured) -> list[tuple[Cell, ...]]:
-    before, after = dense.size, pruned.size
-
-    def row(label: str, old: int, new: int, say: Callable[[int], str]) -> tuple[Cell, ...]:
-        change = new / old - 1 if old else None
-        return (
-            _text(label),
-            Cell(old, say(old)),
-            Cell(new, say(new)),
-            Cell(change, fmt.relative(old, new)),
-        )
-
-    return [
-        row("Parameters", before.params, after.params, fmt.count),
-        row("MACs", before.macs, after.macs, fmt.short),
-        row("Weight file, raw", before.bytes_raw, after.bytes_raw, fmt.size),
-        row("Weight file, gzipped", before.bytes_gzip, after.bytes_gzip, fmt.size),
-    ]
-
-
-def _by_setting(speeds: Sequence[Speed]) -> dict[tuple[int, int], Speed]:
-    return {(speed.batch, speed.threads): speed for speed in speeds}
-
-
-def _speed_row(
-    setting: tuple[int, int], dense: Speed | None, pruned: Speed | None
-) -> tuple[Cell, ...]:
-    batch, threads = setting
-    plural = "thread" if threads == 1 else "threads"
-    label = f"Inferences per second, batch {fmt.count(batch)}, {threads} {plural}"
-    change = Cell(None, "n/a")
-    if dense is not None and pruned is not None and dense.median:
-        change = Cell(pruned.median / dense.median, fmt.times(dense.median, pruned.median))
-    return (_text(label), _speed_cell(dense), _speed_cell(pruned), change)
-
-
-def _speed_cell(speed: Speed | None) -> Cell:
-    if speed is None:
-        return _NOT_MEASURED
-    spread = f"{fmt.significant(speed.low)} to {fmt.significant(speed.high)}"
-    return Cell(speed.median, fmt.significant(speed.median), spread, (speed.low, speed.high))

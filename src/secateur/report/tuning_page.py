@@ -10,7 +10,8 @@ from secateur.report import tuning_figures as figures
 from secateur.report import tuning_tables as tables
 from secateur.report.export import write_each
 from secateur.report.figures import Figure
-from secateur.report.page import Section, Shown, has_content, render_page, with_rows, write_page
+from secateur.report.page import render_page, write_page
+from secateur.report.parts import Section, Shown, has_content, with_rows
 from secateur.report.summary import Line, proof
 from secateur.tuning_results import Transfer, Tuning, ranked
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.report import format as fmt
-from secateur.report.tables import Cell, Column, Table
+from secateur.report.cells import Cell, Column, Table
 from secateur.results import Measured, Quality
 from secateur.tuning_results import Estimate, Retrained, Transfer, Tried, Tuning, ranked
 
