@@ -139,7 +139,7 @@ def passes(model: nn.Module, calibration: Batches) -> Generator[Any, None, None]
     Raises:
         InputError: no batch.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with untouched(model), torch.no_grad():
         for _, batch in _numbered(calibration):
             yield run_model(model, to_device(pair_of(batch)[0], device))
@@ -167,7 +167,7 @@ def losses(
     Raises:
         InputError: no batch, or a loss that is not finite.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     with untouched(model, gradients=True), torch.enable_grad():
         for number, batch in _numbered(calibration):
             for inputs, labels in _samples(batch, number) if each_sample else [pair_of(batch)]:
@@ -251,6 +251,11 @@ def _samples(batch: Any, number: int) -> Iterator[tuple[Any, Any]]:
             return tensor[n : n + 1] if tensor.dim() and len(tensor) == size else tensor
 
         yield map_tensors(inputs, own), map_tensors(labels, own)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the network's parameters are; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
 from secateur.graph.copies import copy_model, map_tensors, named_tensors
-from secateur.graph.modules import Running
+from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_attention
 from secateur.plan import MaskPoint, Plan
@@ -84,11 +84,11 @@ class _Masker:
         self._open: list[contextlib.ExitStack] = []
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        running = Running(module)
+        turns = Turns(module)
         stack = contextlib.ExitStack()
         stack.enter_context(plain_attention())
-        stack.enter_context(running.follow())
-        stack.enter_context(_MaskMode(self._points, running))
+        stack.enter_context(turns.follow())
+        stack.enter_context(_MaskMode(self._points, turns))
         self._open.append(stack)
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> Any:
@@ -114,14 +114,13 @@ class _ForwardOnly(torch.autograd.Function):
 class _MaskMode(TorchDispatchMode):
     """Applies the mask points as their operations come by."""
 
-    def __init__(self, points: Sequence[MaskPoint], running: Running) -> None:
+    def __init__(self, points: Sequence[MaskPoint], turns: Turns) -> None:
         super().__init__()
-        self._running = running
-        self._points: dict[tuple[str, str, int], list[MaskPoint]] = defaultdict(list)
+        self._turns = turns
+        self._points: dict[Address, list[MaskPoint]] = defaultdict(list)
         for point in points:
             self._points[point.op, point.module, point.turn].append(point)
         self._watched = {point.op for point in points}
-        self._turns: dict[tuple[str, str], int] = defaultdict(int)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -131,9 +130,7 @@ class _MaskMode(TorchDispatchMode):
         name = family(packet)
         if name not in self._watched:
             return func(*args, **kwargs)
-        here = (name, self._running.path)
-        points = self._points.get((*here, self._turns[here]), ())
-        self._turns[here] += 1
+        points = self._points.get(self._turns.take(packet), ())
         if not points:
             return func(*args, **kwargs)
         changed = list(args)
@@ -142,9 +139,9 @@ class _MaskMode(TorchDispatchMode):
             size = changed[place].shape[point.dim]
             if size != point.size:
                 raise PlanError(
-                    f"the masked network takes another path than the traced one: {name} number "
-                    f"{point.turn} in {point.module or 'the model'} meets size {size} where the "
-                    f"plan has {point.size}"
+                    "the masked network takes another path than the traced one: "
+                    f"{where_is(name, point.module)} meets size {size} where the plan has "
+                    f"{point.size}"
                 )
             if point.how == "mask":
                 x = changed[place]

@@ -161,6 +161,41 @@ def test_wanda_of_grouped_and_transposed_convolutions() -> None:
     np.testing.assert_allclose(elements["4.weight"].numpy(), wanted, rtol=1e-10)
 
 
+class Stack(nn.Module):
+    """Each row goes to the expert that its first number names; experts without rows do not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 4, 2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = x.new_zeros(len(x), 2)
+        for expert in x[:, 0].long().unique().tolist():
+            rows = x[:, 0] == expert
+            result[rows] = x[rows] @ self.experts[expert]
+        return result
+
+
+def test_wanda_tells_weights_that_only_some_batches_read() -> None:
+    torch.manual_seed(0)
+    model, x = Stack(), torch.randn(6, 4, dtype=torch.float64)
+    x[:, 0] = torch.tensor([0, 2, 0, 1, 2, 2])
+    batches = [(x[:3], torch.zeros(3)), (x[3:], torch.zeros(3))]
+    found = element_scores(model, "wanda", batches)["experts"]
+    for expert, weight in enumerate(model.experts.detach()):
+        norms = x[x[:, 0] == expert].square().sum(0).sqrt()
+        torch.testing.assert_close(found[expert], weight.abs() * norms[:, None])
+
+
+def test_wanda_takes_one_norm_of_all_that_a_weight_reads() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3, bias=False).double()
+    model, x = nn.Sequential(layer, nn.Tanh(), layer), torch.randn(5, 3, dtype=torch.float64)
+    found = element_scores(model, "wanda", [(x, torch.zeros(5))])["0.weight"]
+    read = torch.cat([x, torch.tanh(layer(x))]).detach()
+    torch.testing.assert_close(found, layer.weight.detach().abs() * read.square().sum(0).sqrt())
+
+
 def test_taylor_is_activation_times_gradient_sample_by_sample(
     model: nn.Module, batches: list[Batch]
 ) -> None:

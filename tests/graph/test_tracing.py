@@ -174,7 +174,7 @@ def test_eval_mode_is_traced_whatever_the_mode() -> None:
 def test_nodes_say_which_module_ran_them_and_how_often() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Sequential(nn.ReLU(), nn.Linear(5, 4)))
     nodes = [n for n in record(model, torch.randn(2, 3)).nodes if n.op == "aten.addmm"]
-    assert [(n.module, n.ordinal) for n in nodes] == [("0", 0), ("1.1", 1)]
+    assert [(n.module, n.turn) for n in nodes] == [("0", 0), ("1.1", 0)]
     assert [n.call.name for n in nodes if n.call] == ["linear", "linear"]
 
 

@@ -18,22 +18,16 @@ def ours(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return relevance at the input of every layer, by module, and what it started from.
 
-    A module that runs several contractions (attention) shows the last one's left factor.
+    A module that runs several contractions (attention) shows the first one's left factor.
     """
     with untouched(model):
         plan = schedule(record_steps(model, inputs), None, overwrite=settings.rule != "epsilon")
-    modules = {
-        (task.step.op if i == j else "product", task.step.ordinal): task.step.module
-        for task in plan.tasks
-        for i, j in ((0, 0), (0, 1))
-        if task.step.op.split(".")[1] in ("convolution", "mm", "addmm", "bmm")
-    }
     found: dict[str, Tensor] = {}
 
     def visit(captured: Captured) -> None:
-        op, ordinal, arg = captured.place
-        if arg == 0 and (op, ordinal) in modules:
-            found[modules[op, ordinal]] = captured.relevance.clone()
+        place = captured.place
+        if place.op in ("aten.convolution", "product") and place.arg == 0:
+            found[place.module] = captured.relevance.clone()
 
     started = propagate(plan, tensor_leaves(inputs), labels, settings, visit)
     return found, started

@@ -90,7 +90,7 @@ def test_the_softmax_rule_worked_out_by_hand() -> None:
     x = torch.tensor([[0.0, math.log(3)]], dtype=torch.float64)
     found, _ = captured(Softmax(), x, Settings(rule="epsilon", epsilon=TINY))
     expected = [0, math.log(3) * (2 - 3 / 4 * 3)]
-    assert found[Place("aten._softmax", 0, 0)][0].tolist() == pytest.approx(expected, abs=1e-9)
+    assert found[Place("aten._softmax", "", 0, 0)][0].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 class Product(nn.Module):
@@ -104,8 +104,8 @@ def test_the_product_rule_worked_out_by_hand() -> None:
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], dtype=torch.float64)
     found, started = captured(Product(), x, Settings(epsilon=TINY))
     assert started.item() == 11
-    assert found[Place("product", 0, 0)].flatten().tolist() == pytest.approx([1.5, 4])
-    assert found[Place("product", 0, 1)].flatten().tolist() == pytest.approx([1.5, 4])
+    assert found[Place("product", "", 0, 0)].flatten().tolist() == pytest.approx([1.5, 4])
+    assert found[Place("product", "", 0, 1)].flatten().tolist() == pytest.approx([1.5, 4])
 
 
 class Attention(nn.Module):
@@ -136,10 +136,12 @@ def attention(soft: bool) -> tuple[nn.Module, Tensor]:
 
 def arriving(found: dict[Place, Tensor]) -> float:
     """Sum the relevance of the input, which the first norm and the first sum read."""
-    norms = [place for place in found if place.op in ("aten._fused_rms_norm", "aten.mul")]
-    first = found[min(norms, key=lambda place: place.ordinal)]
+    norms = [
+        p for p in found if p.op in ("aten._fused_rms_norm", "aten.mul") and p.module == "norm"
+    ]
+    first = found[min(norms, key=lambda place: place.turn)]
     sums = [place for place in found if place.op == "aten.add" and found[place].dim() == 3]
-    skip = found[min(sums, key=lambda place: (place.ordinal, place.arg))]
+    skip = found[min(sums, key=lambda place: (place.turn, place.arg))]
     return float(first.sum() + skip.sum())
 
 
@@ -154,7 +156,7 @@ def test_only_the_softmax_of_attention_keeps_relevance_to_itself() -> None:
     found, started = captured(model, x, Settings(rule="epsilon", epsilon=TINY))
     products = sorted(place for place in found if place.op == "product")
     mixing = next(p for p in products if p.arg == 0 and found[p].shape == (4, 5, 5))
-    soft = found[Place("aten._softmax", 0, 0)]
+    soft = found[Place("aten._softmax", "", 0, 0)]
     absorbed = float(found[mixing].sum() - soft.sum())
     assert abs(absorbed) > 1e-3
     assert arriving(found) + absorbed == pytest.approx(float(started.sum()), rel=1e-6)

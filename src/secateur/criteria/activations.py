@@ -46,7 +46,8 @@ from secateur.criteria.watching import (
 )
 from secateur.errors import InputError, unknown_name
 from secateur.graph import Graph
-from secateur.graph.program import PRODUCTS, family
+from secateur.graph.modules import Address
+from secateur.graph.program import PRODUCTS
 
 K = TypeVar("K")
 _Key = tuple[int, str]
@@ -128,7 +129,7 @@ def _product_squares(values: Tensor, other: Tensor) -> Tensor:
 def wanda_elements(model: nn.Module, context: Context) -> dict[str, Tensor]:
     """|W_ij| ||X_j||_2 for every single weight that multiplies activations.
 
-    A parameter that is read several times has the sum. In a convolution j is the input
+    The norm runs over all that the weight reads in a pass. In a convolution j is the input
     channel and the norm runs over all its pixels. What multiplies no activation (biases,
     norms, lookup tables) scores zero.
 
@@ -153,22 +154,31 @@ def wanda_elements(model: nn.Module, context: Context) -> dict[str, Tensor]:
 ELEMENTWISE.register("wanda")(Criterion("wanda", wanda_elements, needs_calibration=True))
 
 
+_Operand = tuple[tuple[str, int], int, tuple[int, ...], tuple[int, ...]]
+
+
 class _Meter(Operations):
-    """Sums the squares of what every weight of a model reads."""
+    """Sums the squares of what every weight of a model reads.
+
+    A weight is told by the operand: a parameter, or a view of some part of it (an expert of a
+    stack), with the dimension that is contracted.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__(model)
         self._parameters = dict(model.named_parameters())
         self._weights = Weights(model)
-        self._squares: dict[tuple[str, int], Tensor] = {}
-        self._read: dict[tuple[str, int], Weight] = {}
+        self._squares: dict[_Operand, Tensor] = {}
+        self._read: dict[_Operand, Weight] = {}
 
-    def meet(self, packet: str, ordinal: int, args: tuple[Any, ...], result: Any) -> None:
+    def meet(self, packet: str, address: Address, args: tuple[Any, ...], result: Any) -> None:
         if packet not in PRODUCTS and packet != CONVOLUTION:
             return
         arg, dim, weight = contracted(packet, args, self._weights)
         if weight is not None and weight.place is not None:
-            key = (family(packet), ordinal)
+            operand = weight.tensor
+            start = int(operand.storage_offset())
+            key = (weight.place, start, tuple(operand.shape), operand.stride())
             self._read[key] = weight
             _add(self._squares, key, weight.squares(arranged(args[arg], dim, weight.images)))
 

@@ -42,6 +42,7 @@ from secateur.calibration import (
     Loss,
     check_repeatable,
     cross_entropy,
+    device_of,
     gradients,
     logits_of,
     seeded,
@@ -264,7 +265,7 @@ def synflow(model: nn.Module, context: Context) -> Elements:
             return nn.Parameter(wide, requires_grad=tensor.is_floating_point())
         return wide
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
 
     def ones(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():

@@ -17,6 +17,7 @@ from secateur.criteria.base import Context, Scores, criterion
 from secateur.criteria.combine import AGGREGATIONS
 from secateur.errors import InputError, unknown_name
 from secateur.graph import Graph
+from secateur.graph.modules import where_is
 from secateur.relevance import Captured, Place, Settings, stream
 from secateur.relevance.maps import STATISTICS, Average, unit_statistic
 from secateur.relevance.schedule import Schedule
@@ -71,16 +72,16 @@ def lrp(
         dims.setdefault(place, []).append(dim)
 
     def visit(plan: Schedule, found: Captured) -> None:
+        where = where_is(found.place.op, found.place.module)
         for dim in dims[found.place]:
             # The right factor of a product is consumed along its second last dimension.
             at = -2 if found.place in plan.right else dim
             if found.relevance.shape[at] != sizes[found.place, dim]:
                 raise InputError(
                     f"the network takes another path on the calibration data than when it was "
-                    f"traced: {found.place.op} number {found.place.ordinal} meets size "
+                    f"traced: {where} meets size "
                     f"{found.relevance.shape[at]}, not {sizes[found.place, dim]}"
                 )
-            where = f"{found.place.op} number {found.place.ordinal}"
             samples = plan.recording.samples
             average = places[found.place, dim]
             average.add(found.relevance, at, plan.spans.get(found.key), samples, where)
@@ -105,7 +106,7 @@ def _readings(graph: Graph) -> list[_Reading]:
     found: dict[str, list[_Reading]] = {"mask": [], "gather": []}
     for consumer in graph.layout.met():
         axis = graph.layout.axes[consumer.axis]
-        place = Place(consumer.op, consumer.ordinal, consumer.arg)
+        place = Place(consumer.op, consumer.module, consumer.turn, consumer.arg)
         for group in graph.groups:
             first = graph.layout.offsets[group.name]
             for column in axis.T:

@@ -3,7 +3,7 @@
 A place is an operation of the traced network that reads units, after norm and activation: a
 contraction with a weight, or of two activations (as queries with keys, where the left one is
 taken). While calibration batches run, a weight's readings are met by the weight, all its uses
-together (the steps of a recurrent layer, say), and other operations by family and number.
+together (the steps of a recurrent layer, say), and other operations by family, module and turn.
 
 Values come as [observations, positions, within]: for a convolution an observation is an image
 and ``within`` are its pixels; everywhere else an observation is a row of the contraction (an
@@ -29,7 +29,8 @@ from secateur.criteria.contractions import CONVOLUTION, Weight, Weights, contrac
 from secateur.errors import InputError
 from secateur.graph import Graph
 from secateur.graph.groups import Consumer
-from secateur.graph.program import PRODUCTS, family, tensor_leaves
+from secateur.graph.modules import Address, Turns, where_is
+from secateur.graph.program import PRODUCTS, tensor_leaves
 from secateur.graph.tracing import plain_attention
 
 
@@ -159,19 +160,19 @@ def watch(
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations of a forward pass by family and hands each to ``meet``."""
+    """Tells where each operation of a forward pass stands and hands it to ``meet``."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.samples = 1
-        self._ordinals: dict[str, int] = defaultdict(int)
+        self.turns = Turns(model)
 
     def begin(self, inputs: Sequence[Tensor]) -> None:
         """Start another pass, over ``inputs``."""
         self.samples = len(inputs[0]) if inputs and inputs[0].dim() else 1
-        self._ordinals.clear()
+        self.turns.restart()
 
-    def meet(self, packet: str, ordinal: int, args: tuple[Any, ...], result: Any) -> None:
+    def meet(self, packet: str, address: Address, args: tuple[Any, ...], result: Any) -> None:
         """Take note of an operation that has just run."""
         raise NotImplementedError
 
@@ -183,11 +184,8 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         self.settle()
         packet = str(func.overloadpacket)
-        name = family(packet)
-        ordinal = self._ordinals[name]
-        self._ordinals[name] += 1
         result = func(*args, **(kwargs or {}))
-        self.meet(packet, ordinal, args, result)
+        self.meet(packet, self.turns.take(packet), args, result)
         return result
 
 
@@ -202,6 +200,7 @@ def watching(model: nn.Module, mode: Operations) -> Iterator[None]:
         stack.enter_context(plain_attention())
         if recurrent:
             stack.enter_context(_plain_recurrence())
+        stack.enter_context(mode.turns.follow())
         stack.enter_context(mode)
 
     def leave(module: nn.Module, args: Any, result: Any) -> None:
@@ -248,32 +247,33 @@ class _Watcher(Operations):
     """Shows the readings of places."""
 
     def __init__(self, graph: Graph, found: Sequence[Place], see: See, *, backward: bool) -> None:
-        super().__init__()
+        super().__init__(graph.model)
         self._weights = Weights(graph.model)
         self._by_weight: dict[tuple[str, int], list[Place]] = defaultdict(list)
-        self._by_number: dict[tuple[str, int], list[Place]] = defaultdict(list)
+        self._by_address: dict[Address, list[Place]] = defaultdict(list)
         for place in found:
-            self._by_number[place.consumer.op, place.consumer.ordinal].append(place)
-            if place.consumer.parameter is not None:
-                self._by_weight[place.consumer.parameter].append(place)
+            read = place.consumer
+            self._by_address[read.op, read.module, read.turn].append(place)
+            if read.parameter is not None:
+                self._by_weight[read.parameter].append(place)
         self._see = see
         self._backward = backward
         self._fresh: list[tuple[Tensor, _Use]] = []
         self._waiting: dict[int, _Use] = {}
         self.met: set[int] = set()
 
-    def meet(self, packet: str, ordinal: int, args: tuple[Any, ...], result: Any) -> None:
-        numbered = self._by_number.get((family(packet), ordinal), [])
+    def meet(self, packet: str, address: Address, args: tuple[Any, ...], result: Any) -> None:
+        here = self._by_address.get(address, [])
         multiplies = packet in PRODUCTS or packet == CONVOLUTION
-        if not numbered and not (multiplies and self._by_weight):
+        if not here and not (multiplies and self._by_weight):
             return
         weight = None
         if multiplies:
             arg, dim, weight = contracted(packet, args, self._weights)
             if weight is not None and weight.place is not None:
                 mine = self._by_weight.get(weight.place, [])
-                numbered = mine + [p for p in numbered if p.consumer.parameter is None]
-        for place in numbered:
+                here = mine + [p for p in here if p.consumer.parameter is None]
+        for place in here:
             if not multiplies:
                 arg, dim = place.consumer.arg, place.consumer.dim
             activation = args[arg]
@@ -344,5 +344,5 @@ def arranged(tensor: Tensor, dim: int, imaged: bool) -> Tensor:
 def _words(place: Place) -> str:
     """Say which operation a place is, for a person."""
     read = place.consumer
-    where = f" with {read.parameter[0]}" if read.parameter else ""
-    return f"{read.op} number {read.ordinal}{where}"
+    weight = f" with {read.parameter[0]}" if read.parameter else ""
+    return where_is(read.op, read.module) + weight

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
+from secateur.graph.modules import where_is
 from secateur.graph.program import Node, Program, Ref, family, refs_in
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, expr_of
 from secateur.registry import Registry
@@ -66,7 +67,6 @@ class Read:
     """
 
     op: str
-    ordinal: int
     module: str
     turn: int
     arg: int
@@ -124,7 +124,7 @@ class Flow:
             for axis in (*self.dims(Ref(key)), self.positions.get(key, fixed(0))):
                 self.axes.pin(axis, "the model's output")
         for (op, left, right, outcome), module in self.program.comparisons.items():
-            where = f"a comparison in {module or 'the model'}"
+            where = where_is("a comparison", module)
             if op == "==" and outcome:
                 self._hold(left, right, where)
             else:
@@ -249,7 +249,7 @@ class Flow:
 
     def where(self, node: Node) -> str:
         """Say which operation this is, for a person."""
-        return f"{node.op} in {node.module or 'the model'}"
+        return where_is(node.op, node.module)
 
     def known(self, ref: Ref) -> bool:
         """Tell whether the axes of a tensor are known."""
@@ -328,7 +328,7 @@ class Flow:
 
     def read_by_weight(self, name: str, dim: int, axis: Axis) -> None:
         """Note that a weight's dimension is contracted in a pass that is not this one."""
-        self.reads.append(Read("", -1, "", -1, 0, dim, axis, "mask", (name, dim)))
+        self.reads.append(Read("", "", -1, 0, dim, axis, "mask", (name, dim)))
 
     def contract(self, node: Node, left: tuple[int, int], right: tuple[int, int]) -> None:
         """Unify and note the contraction of two arguments: (argument, dimension) each."""
@@ -356,8 +356,7 @@ class Flow:
         op = family(node.op)
         if op != node.op:
             arg, dim = 0, -1  # the left operand's last dimension, whatever the layout
-        place_of = (op, node.ordinal, node.module, node.turn)
-        self.reads.append(Read(*place_of, arg, dim, axis, how, place))
+        self.reads.append(Read(op, node.module, node.turn, arg, dim, axis, how, place))
 
     def name(self, ref: Ref) -> str | None:
         """Return the name of a tensor that is a parameter, as it is."""

@@ -79,7 +79,6 @@ class Consumer:
     """
 
     op: str
-    ordinal: int
     module: str
     turn: int
     arg: int
@@ -209,17 +208,7 @@ def analyse(flow: Flow) -> Analysis:
         ),
         rules=_make_rules(flow, table, rules),
         consumers=tuple(
-            Consumer(
-                r.op,
-                r.ordinal,
-                r.module,
-                r.turn,
-                r.arg,
-                r.dim,
-                table.add(r.axis),
-                r.how,
-                r.parameter,
-            )
+            Consumer(r.op, r.module, r.turn, r.arg, r.dim, table.add(r.axis), r.how, r.parameter)
             for r in flow.reads
             if flow.axes.canon(r.axis).shape[1]
         ),

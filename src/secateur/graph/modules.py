@@ -1,16 +1,22 @@
-"""Which module of a network is running."""
+"""Which module of a network is running, and which of its operations."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+
+from secateur.graph.program import family
+
+Address: TypeAlias = tuple[str, str, int]
+"""Where an operation stands: family, path of the module that runs it, and turn."""
 
 
 class Running:
@@ -43,3 +49,32 @@ class Running:
         finally:
             before.remove()
             after.remove()
+
+
+class Turns(Running):
+    """Says where each operation stands, so that it is found when the network runs again.
+
+    An operation is told by its family, the module that runs it and its turn: how many of
+    the family that module ran before in the same pass. So it is found again where data decide
+    what runs in other modules, as in a mixture of experts.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._next: dict[tuple[str, str], int] = defaultdict(int)
+
+    def take(self, op: str) -> Address:
+        """Return the address of the operation ``op`` that runs now, and count it."""
+        here = family(op), self.path
+        turn = self._next[here]
+        self._next[here] = turn + 1
+        return (*here, turn)
+
+    def restart(self) -> None:
+        """Begin another pass."""
+        self._next.clear()
+
+
+def where_is(op: str, module: str) -> str:
+    """Say which operation this is, for a person."""
+    return f"{op} in {module or 'the model'}"

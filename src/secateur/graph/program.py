@@ -25,7 +25,7 @@ PRODUCTS = {"aten.mm": 0, "aten.bmm": 0, "aten.mv": 0, "aten.addmm": 1, "aten.ba
 
 
 def family(op: str) -> str:
-    """Return the name under which operations are counted."""
+    """Return the name under which operations are counted and found again."""
     return "product" if op in PRODUCTS else op
 
 
@@ -54,9 +54,8 @@ class Node:
         outs: numbers of the tensors that it returned (-1 for what is no tensor).
         call: what the model's code called, None where it cannot be known.
         module: path of the module whose forward ran it.
-        ordinal: how many operations of the same family ran before it.
-        turn: how many of them in the same module; where data decide what runs in other
-            modules, this stays.
+        turn: how many operations of the same family that module ran before it; with the two
+            it tells the operation in every pass (see :class:`~secateur.graph.modules.Turns`).
         pointwise: whether PyTorch tags the operation as element by element.
     """
 
@@ -67,7 +66,6 @@ class Node:
     outs: tuple[int, ...]
     call: Call | None
     module: str
-    ordinal: int
     turn: int
     pointwise: bool
 

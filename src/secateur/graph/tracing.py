@@ -10,7 +10,6 @@ says so.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
-from secateur.graph.modules import Running
-from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, family, tensor_leaves
+from secateur.graph.modules import Turns
+from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
 
 Inputs = Any
@@ -185,9 +184,7 @@ class _Recorder(TorchDispatchMode):
         self.call: Call | None = None
         self._keys: dict[int, int] = {}
         self._kept: list[Tensor] = []
-        self._ordinals: dict[str, int] = defaultdict(int)
-        self._turns: dict[tuple[str, str], int] = defaultdict(int)
-        self.running = Running(model)
+        self.running = Turns(model)
         for tensor in tensor_leaves(inputs):
             self.key(tensor, "input")
         first = self.program.tensors[0].shape
@@ -239,6 +236,7 @@ class _Recorder(TorchDispatchMode):
             if packet in _RESHAPED_IN_PLACE or self._resized(tensor):
                 self._keys.pop(id(tensor))
         outs = tuple(self.key(t, "value") if isinstance(t, Tensor) else -1 for t in returned)
+        _, module, turn = self.running.take(packet)
         node = Node(
             op=packet,
             overload=func._overloadname,
@@ -246,13 +244,10 @@ class _Recorder(TorchDispatchMode):
             kwargs=named,
             outs=outs,
             call=self.call,
-            module=self.running.path,
-            ordinal=self._ordinals[family(packet)],
-            turn=self._turns[self.running.path, family(packet)],
+            module=module,
+            turn=turn,
             pointwise=torch.Tag.pointwise in func.tags,
         )
-        self._ordinals[family(packet)] += 1
-        self._turns[self.running.path, family(packet)] += 1
         self.program.nodes.append(node)
         return result
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.calibration import device_of, to_device
 from secateur.graph.tracing import run_model
-from secateur.recovery.devices import device_of, moved
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -73,7 +73,7 @@ def _reached(model: nn.Module, batches: Sequence[Any], stop: str) -> Iterator[Ar
         handle = model.get_submodule(stop).register_forward_pre_hook(before, with_kwargs=True)
         try:
             with torch.no_grad():
-                run_model(model, moved(inputs, device_of(model)))
+                run_model(model, to_device(inputs, device_of(model)))
         except Stopped:
             pass
         finally:
@@ -111,7 +111,7 @@ class _Pass:
         try:
             if self._target is not None:
                 with torch.no_grad():
-                    run_model(model, moved(inputs, device_of(model)))
+                    run_model(model, to_device(inputs, device_of(model)))
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - go_on raises it in the caller's thread

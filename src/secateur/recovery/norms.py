@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.calibration import Batches
+from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
 from secateur.graph.tracing import plain_attention, run_model
-from secateur.recovery.devices import device_of, moved
 from secateur.recovery.running import evaluating, inputs_of
 
 
@@ -79,7 +78,7 @@ def recalibrate(model: nn.Module, calibration: Batches) -> int:
         for inputs in inputs_of(calibration):
             count += 1
             with plain_attention():
-                run_model(model, moved(inputs, device_of(model)))
+                run_model(model, to_device(inputs, device_of(model)))
     if not count:
         raise InputError("calibration must hold at least one batch, but it is empty")
     for name, norm in norms.items():

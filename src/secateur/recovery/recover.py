@@ -13,7 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from secateur.calibration import Batches
+from secateur.calibration import Batches, device_of, to_device
 from secateur.cutting import check_fit
 from secateur.errors import InputError, PlanError, unknown_name
 from secateur.graph import Graph, trace
@@ -22,7 +22,6 @@ from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_attention, run_model
 from secateur.plan import Plan
 from secateur.progress import track
-from secateur.recovery.devices import device_of, moved
 from secateur.recovery.least_squares import solve_site
 from secateur.recovery.lockstep import entries
 from secateur.recovery.norms import batch_norms, recalibrate
@@ -110,7 +109,7 @@ def recover(
     with evaluating(dense, model), torch.no_grad(), plain_attention():
         if method == "recalibrate":
             return Recovered(model, (_recalibrated(dense, model, inputs, progress),), {})
-        graph = trace(dense, moved(inputs[0], device_of(dense)))
+        graph = trace(dense, to_device(inputs[0], device_of(dense)))
         sites, left = find_sites(graph, plan, every=every_layer)
         both = (dense, model)
         waiting = _waiting_bytes(graph, len(inputs)) <= memory
@@ -185,7 +184,7 @@ def _output_error(dense: nn.Module, pruned: nn.Module, inputs: Sequence[Any]) ->
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    found = tensor_leaves(run_model(model, moved(inputs, device_of(model))))
+    found = tensor_leaves(run_model(model, to_device(inputs, device_of(model))))
     return [t.cpu().double() for t in found if t.is_floating_point()]
 
 

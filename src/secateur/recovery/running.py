@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.calibration import Batches
-from secateur.errors import InputError
-from secateur.graph.program import family
+from secateur.calibration import Batches, pair_of
+from secateur.graph.modules import Turns
 from secateur.recovery.lockstep import Arguments, Stopped
 from secateur.recovery.sites import Site, Skip
 
@@ -30,20 +29,19 @@ class Caught:
 class _Watch(TorchDispatchMode):
     """Catches an operand of one operation, and ends the pass there."""
 
-    def __init__(self, skip: Skip, caught: Caught) -> None:
+    def __init__(self, skip: Skip, turns: Turns, caught: Caught) -> None:
         super().__init__()
-        self._skip = skip
+        self._address = (skip.op, skip.module, skip.turn)
+        self._arg = skip.arg
+        self._turns = turns
         self._caught = caught
-        self._seen = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if family(str(func.overloadpacket)) == self._skip.op:
-            if self._seen == self._skip.ordinal:
-                self._caught.skip = args[self._skip.arg]
-                raise Stopped
-            self._seen += 1
+        if self._turns.take(str(func.overloadpacket)) == self._address:
+            self._caught.skip = args[self._arg]
+            raise Stopped
         return func(*args, **(kwargs or {}))
 
 
@@ -71,11 +69,15 @@ def catch(model: nn.Module, arguments: Arguments, site: Site, *, output: bool) -
                 raise Stopped
 
     module = model.get_submodule(site.name)
-    watch = _Watch(site.skip, caught) if site.skip else contextlib.nullcontext()
+    around = model.get_submodule(site.scope)
     handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
-        with torch.no_grad(), watch:
-            model.get_submodule(site.scope)(*arguments[0], **arguments[1])
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            if site.skip is not None:
+                turns = Turns(around)
+                stack.enter_context(turns.follow())
+                stack.enter_context(_Watch(site.skip, turns, caught))
+            around(*arguments[0], **arguments[1])
     except Stopped:
         pass
     finally:
@@ -103,9 +105,4 @@ def inputs_of(calibration: Batches) -> Iterator[Any]:
     Raises:
         InputError: a batch is of another form.
     """
-    for batch in calibration:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            raise InputError(
-                f"calibration must give (inputs, labels) batches, but gave {type(batch).__name__}"
-            )
-        yield batch[0]
+    return (pair_of(batch)[0] for batch in calibration)

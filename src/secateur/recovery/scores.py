@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from secateur.calibration import Batches
+from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
 from secateur.graph import Graph
 from secateur.graph.tracing import plain_attention, run_model
 from secateur.planning import make_plan
-from secateur.recovery.devices import device_of, moved
 from secateur.recovery.equations import Equations
 from secateur.recovery.least_squares import rows_of, slope_of
 from secateur.recovery.running import evaluating, inputs_of
@@ -61,7 +60,7 @@ def reconstruction_scores(
         try:
             for inputs in inputs_of(calibration):
                 count += 1
-                run_model(model, moved(inputs, device_of(model)))
+                run_model(model, to_device(inputs, device_of(model)))
         finally:
             for hook in hooks:
                 hook.remove()

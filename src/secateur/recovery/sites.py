@@ -32,11 +32,13 @@ _SUMS = ("aten.add", "aten.add_")
 class Skip:
     """The other operand of the addition that follows a layer.
 
-    It is argument ``arg`` of an operation, of which ``ordinal`` came before in the scope.
+    It is argument ``arg`` of an operation; ``module`` is the path in the site's scope of the
+    module that runs it, and ``turn`` how many of its family that ran before.
     """
 
     op: str
-    ordinal: int
+    module: str
+    turn: int
     arg: int
 
 
@@ -99,27 +101,18 @@ def find_sites(graph: Graph, plan: Plan, *, every: bool) -> tuple[list[Site], di
     uses = _readers(graph.program)
     ordered = sorted(names, key=lambda name: names[name])
     sites = [_site(name, graph.program, uses, modules) for name in ordered]
-    return [_within(site, {s.scope for s in sites}, graph.program) for site in sites], left
+    return [_within(site, {s.scope for s in sites}) for site in sites], left
 
 
-def _within(site: Site, scopes: set[str], program: Program) -> Site:
-    """Widen a site's scope to the outermost one around it; count its addition from there."""
+def _within(site: Site, scopes: set[str]) -> Site:
+    """Widen a site's scope to the outermost one around it; name its addition from there."""
     parts = site.scope.split(".") if site.scope else []
     around = [".".join(parts[:n]) for n in range(len(parts) + 1)]
     scope = next(path for path in around if path in scopes)
     skip = site.skip
-    if skip is not None:
-        before = 0
-        for node in program.nodes:
-            if _inside(node.module, scope):
-                break
-            before += family(node.op) == skip.op
-        skip = replace(skip, ordinal=skip.ordinal - before)
+    if skip is not None and scope:
+        skip = replace(skip, module=skip.module[len(scope) + 1 :])
     return replace(site, scope=scope, skip=skip)
-
-
-def _inside(path: str, scope: str) -> bool:
-    return not scope or path == scope or path.startswith(f"{scope}.")
 
 
 def _common(path: str, other: str) -> str:
@@ -174,7 +167,7 @@ def _site(
         elif node.op in _SUMS and place in (0, 1) and len(node.args) == 2 and not node.kwargs:
             if not isinstance(node.args[1 - place], Ref):
                 break
-            skip = Skip(family(node.op), node.ordinal, 1 - place)
+            skip = Skip(family(node.op), node.module, node.turn, 1 - place)
             return Site(name, norm, skip, _common(name, node.module))
         elif node.op not in _VIEWS or place != 0:
             break

@@ -7,22 +7,17 @@ new number, so that the steps can be run again as pure functions.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError
+from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import Ref, family, tensor_leaves
 from secateur.graph.tracing import plain_attention, run_model
 
@@ -44,7 +39,7 @@ class Step:
         kwargs: keyword arguments, likewise.
         outs: numbers of the tensors that it returns (-1 for what is no tensor).
         module: path of the module whose forward ran it.
-        ordinal: how many operations of the same family ran before it.
+        turn: how many operations of the same family that module ran before it.
         pointwise: whether PyTorch tags the operation as element by element.
     """
 
@@ -54,7 +49,7 @@ class Step:
     kwargs: dict[str, Any]
     outs: tuple[int, ...]
     module: str
-    ordinal: int
+    turn: int
     pointwise: bool
 
     def refs(self) -> list[int]:
@@ -71,7 +66,12 @@ class Step:
 
     def where(self) -> str:
         """Say which operation this is, for a person."""
-        return f"{self.op} in {self.module or 'the model'}"
+        return where_is(self.op, self.module)
+
+    @property
+    def address(self) -> Address:
+        """Family, module and turn, as in ``graph.layout.consumers``."""
+        return family(self.op), self.module, self.turn
 
 
 def _visit(value: Any, found: list[int]) -> None:
@@ -113,7 +113,7 @@ def record_steps(model: nn.Module, inputs: Any) -> Recording:
             or it returns no tensor.
     """
     recorder = _Recorder(model, inputs)
-    with torch.no_grad(), plain_attention(), recorder.modules(), recorder:
+    with torch.no_grad(), plain_attention(), recorder.turns.follow(), recorder:
         outputs = run_model(model, inputs)
     return recorder.finish(outputs)
 
@@ -140,9 +140,7 @@ class _Recorder(TorchDispatchMode):
         self._stale: dict[int, str] = {}
         self._read: set[int] = set()
         self._sharing: dict[int, set[int]] = defaultdict(set)
-        self._ordinals: dict[str, int] = defaultdict(int)
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._path: list[str] = [""]
+        self.turns = Turns(model)
         for tensor in tensor_leaves(inputs):
             key = self._key(tensor)
             self._recording.inputs.append(key)
@@ -178,17 +176,17 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         refs, named = self._refs(args), {k: self._refs(v) for k, v in kwargs.items()}
         result = func(*args, **kwargs)
+        _, module, turn = self.turns.take(packet)
         step = Step(
             packet,
             func,
             refs,
             named,
             (),
-            self._path[-1],
-            self._ordinals[family(packet)],
+            module,
+            turn,
             torch.Tag.pointwise in func.tags,
         )
-        self._ordinals[family(packet)] += 1
         moving = any(key in self._moving for key in step.refs())
         written = [a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
         if moving:
@@ -222,24 +220,6 @@ class _Recorder(TorchDispatchMode):
             self._new(target)
         elif sharing & self._read:
             raise InputError(f"relevance cannot follow {step.where()}: it changes what was read")
-
-    @contextlib.contextmanager
-    def modules(self) -> Iterator[None]:
-        """Follow which module of the model is running."""
-
-        def enter(module: nn.Module, _: Any) -> None:
-            self._path.append(self._names.get(id(module), self._path[-1]))
-
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
-            self._path.pop()
-
-        before = register_module_forward_pre_hook(enter)
-        after = register_module_forward_hook(leave, always_call=True)
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
 
     def finish(self, outputs: Any) -> Recording:
         """Return the recording, the values kept that later runs need."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from secateur.errors import InputError
-from secateur.graph.program import PRODUCTS, family
+from secateur.graph.program import PRODUCTS
 from secateur.relevance.folds import LAYERS, Fold, find_folds
 from secateur.relevance.operations import DETACHED
 from secateur.relevance.positions import Span, spans
@@ -21,7 +21,8 @@ class Place(NamedTuple):
     """Where a tensor is consumed: as in ``graph.layout.consumers``."""
 
     op: str
-    ordinal: int
+    module: str
+    turn: int
     arg: int
 
 
@@ -153,13 +154,12 @@ def _carries(dtype: torch.dtype) -> bool:
 def _captures(
     step: Step, active: frozenset[int], asked: set[Place] | None, right: set[Place]
 ) -> tuple[tuple[int, Place], ...]:
-    name = family(step.op)
     found = []
     for i in sorted(active):
         arg = i - PRODUCTS[step.op] if step.op in PRODUCTS else i
-        place = Place(name, step.ordinal, max(arg, 0))
+        place = Place(*step.address, max(arg, 0))
         if step.op in PRODUCTS and arg == 1 and i - 1 not in active:
-            place = Place(name, step.ordinal, 0)
+            place = Place(*step.address, 0)
             if asked is None or place in asked:
                 right.add(place)
         if asked is None or place in asked:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from secateur.calibration import Batches, pair_of, to_device, untouched
+from secateur.calibration import Batches, device_of, pair_of, to_device, untouched
 from secateur.errors import InputError
 from secateur.graph.program import tensor_leaves
 from secateur.relevance.propagate import Captured, Place, propagate
@@ -39,7 +38,7 @@ def stream(
     Raises:
         InputError: no batch, a batch that is no pair, or an operation without a rule.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     schedules: dict[Any, Schedule] = {}
     samples = 0
     with untouched(model):
