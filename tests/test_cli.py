@@ -405,7 +405,7 @@ class TestReport:
         assert page.read_bytes() == before
 
     def test_of_nothing(self, tmp_path: Path) -> None:
-        refused(secateur("report", tmp_path), "result.json does not exist")
+        refused(secateur("report", tmp_path), "must hold a finished run", "result.json")
 
     def test_needs_no_torch(self) -> None:
         script = (

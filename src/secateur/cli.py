@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur import cli_export, cli_sensitivity, cli_tune
+from secateur import cli_export, cli_report, cli_sensitivity, cli_tune
 from secateur.cli_compare import EPILOG, compare
 from secateur.cli_shared import (
     Arguments,
@@ -32,10 +32,7 @@ from secateur.cli_shared import (
     read_shape,
     stopped,
 )
-from secateur.comparison import load_comparison
-from secateur.results import load_result
 from secateur.screen import bars, show_inspection, show_result
-from secateur.tuning_results import FILE, load_tuning
 
 if TYPE_CHECKING:
     from secateur.study.config import DemoConfig, RunConfig
@@ -288,38 +285,7 @@ app.command(epilog=EPILOG)(compare)
 app.command(epilog=cli_tune.EPILOG)(cli_tune.tune)
 app.command(epilog=cli_export.EPILOG)(cli_export.export)
 app.command(epilog=cli_sensitivity.EPILOG)(cli_sensitivity.sensitivity)
-
-
-@app.command(
-    epilog=examples(
-        "secateur report runs/demo",
-        "secateur report runs/compare",
-    )
-)
-def report(
-    folder: Annotated[
-        Path, typer.Argument(help="A run folder; its result.json, comparison.json or tuning.json.")
-    ],
-    debug: Debug = False,
-) -> None:
-    """Draw report.html again from the stored result."""
-    with guarded(debug):
-        from secateur.report import write_comparison, write_comparison_tables, write_report
-        from secateur.report.tuning_page import write_tuning, write_tuning_tables
-
-        page = folder / "report.html"
-        if (folder / "comparison.json").is_file():
-            compared = load_comparison(folder / "comparison.json")
-            write_comparison_tables(compared, folder)
-            typer.echo(f"report: {write_comparison(compared, page)}")
-            return
-        if (folder / FILE).is_file():
-            tuned = load_tuning(folder / FILE)
-            write_tuning_tables(tuned, folder)
-            typer.echo(f"report: {write_tuning(tuned, page)}")
-            return
-        result = load_result(folder / "result.json")
-        typer.echo(f"report: {write_report(result, page)}")
+app.command(epilog=cli_report.EPILOG)(cli_report.report)
 
 
 def main() -> None:
