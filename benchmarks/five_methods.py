@@ -134,13 +134,13 @@ def structures(norm: str, layers: tuple[str, ...]) -> Callable[[nn.Module, Task]
 def structure_selection(dense: nn.Module, task: Task) -> Points:
     """Factors by accelerated proximal gradient; cut; retrain with L1; threshold; settle."""
     example = next(iter(batches(task.sets["train"], 2)))[0]
-    for strength in (0.02, 0.05, 0.1):
+    for strength in (0.1, 0.2):
         whole = copy.deepcopy(dense)
         graph = secateur.trace(whole, example)
         found = select_structures(
             graph,
             task.loader(),
-            task.settings(8, 1e-3),
+            task.settings(6),
             # A penalty for each unit by the parameters it has: neurons weigh the most.
             strength={
                 name: strength * (1.0 if name in DENSE else 0.2) for name in (*CONVOLUTIONS, *DENSE)
@@ -148,16 +148,17 @@ def structure_selection(dense: nn.Module, task: Task) -> Points:
             factor_lr=1e-2,
         )
         model = secateur.cut(whole, make_plan(graph, found.removed)) if found.removed else whole
-        yield f"factors {strength}", model
-        train_sparse(model, task.loader(), task.settings(10), strength=0.02)
-        model_l1 = copy.deepcopy(model)
-        for left in (0.05, 0.03, 0.02, 0.015, 0.01):
-            weights = [p for p in model_l1.parameters() if p.dim() > 1]
-            share = 1 - left * WHOLE / sum(w.numel() for w in weights)
-            if share > 0:
-                zero_smallest(model_l1, share, together=True)
-            train_sparse(model_l1, task.loader(), task.settings(4, 5e-4))
-            yield f"factors {strength}, L1, {left:.1%} left", model_l1
+        train_sparse(model, task.loader(), task.settings(4), strength=0.005)
+        yield f"factors {strength}, L1", model
+        for left in (0.1, 0.05, 0.03, 0.02, 0.015, 0.01):
+            # Folded factors make the weights that read a layer small, so one threshold on
+            # magnitudes would empty the last layer; LAMP compares within layers first.
+            weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+            secateur.sparsify(
+                model, "lamp", max(0.0, 1 - left * WHOLE / weights), scope="global", inplace=True
+            )
+            train_sparse(model, task.loader(), task.settings(3))
+            yield f"factors {strength}, L1, threshold at {left:.1%} left", model
 
 
 METHODS: dict[str, Callable[[nn.Module, Task], Points]] = {
