@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import write_photos
 
+from secateur.compare import CompareConfig, compare_run
+from secateur.compare.trials import grid
 from secateur.results import load_result
 from secateur.study import RunConfig
 from secateur.study.reading import parse, read_mapping
@@ -18,8 +21,48 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_is_valid_and_listed(path: Path) -> None:
-    parse(RunConfig, read_mapping(path), str(path))
+    asked = read_mapping(path)
+    # A study lists criteria, a run has one.
+    parse(CompareConfig if "criteria" in asked else RunConfig, asked, str(path))
     assert f"`{path.name}`" in (ROOT / "examples" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["thesis_vgg16", "thesis_resnet56"])
+def test_the_relevance_study_draws_its_four_figures(name: str, tmp_path: Path) -> None:
+    """The file's own criteria, scope and shares, on a small network and a few digits."""
+    asked = read_mapping(ROOT / "examples" / f"{name}.yaml")
+    whole = parse(CompareConfig, asked, name)
+    assert len(grid(whole)) == (4 + 11) * 9
+    if name == "thesis_vgg16":
+        splits = {"train": {"a": 20, "b": 20}, "test": {"a": 4, "b": 4}}
+        photos = str(write_photos(tmp_path / "photos", splits, side=32))
+        net = f"{ROOT / 'examples' / 'thesis_vgg16.py'}:build"
+        arguments = {"classes": 2, "width": 0.05}
+        data = {"source": photos, "channels": 3, "validation": 0.5, "calibration": 10}
+    else:
+        net, arguments = "secateur.models:digits_cnn", {}
+        data = {"source": "digits", "limit": 60, "calibration": 10}
+    small = {
+        **asked,
+        "model": net,
+        "arguments": arguments,
+        "weights": None,
+        "data": {**data, "batch_size": 60},
+        "sparsities": [0.3, 0.6],
+        "output": str(tmp_path / "run"),
+    }
+    found = compare_run(parse(CompareConfig, small, name))
+    assert all(trial.state == "complete" for trial in found.trials), found.trials
+    page = (tmp_path / "run" / "report.html").read_text()
+    for figure in ("curves", "losses", "curves-mixed", "losses-mixed"):
+        assert f'id="plot-{figure}-sparsity"' in page
+    at = {
+        (trial.criterion.partition(" ")[0], trial.share, trial.value): trial.quality
+        for trial in found.trials
+    }
+    for value in (0.3, 0.6):
+        assert at["delta", 0.0, value] == at["weight_statistic", None, value]
+        assert at["delta", 1.0, value] == at["lrp", None, value]
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_the_page_says_what_matters(comparison: Comparison) -> None:
     assert "<h1>made up &amp; compared</h1>" in page
     assert "1 of 72 failed" in page
     assert "&lt;b&gt;no&lt;/b&gt;" in page
-    assert page.count('class="plot"') == 3
+    assert page.count('class="plot"') == 4
     assert len(summary(comparison, setups(comparison.trials))) == 5
 
 

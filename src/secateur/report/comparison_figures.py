@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -20,6 +20,7 @@ from secateur.report.figures import (
     VERMILLION,
     Figure,
     finished,
+    finite,
     safe,
     unique,
 )
@@ -107,9 +108,19 @@ def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) ->
     return dataclasses.replace(drawn, details=f"On the frontier: {spoken}{more}.")
 
 
-def curves_figure(setups: Sequence[Setup], target: str) -> Figure | None:
-    """Accuracy against how much was asked to go, one line for all that is else the same."""
-    mine = [setup for setup in setups if setup.first.target == target]
+def curves_figure(
+    setups: Sequence[Setup], target: str, measure: str = "accuracy", *, mixed: bool = False
+) -> Figure | None:
+    """Accuracy or loss against how much was asked to go, one line for all that is else the same.
+
+    With ``mixed``, the mixtures by share are drawn, in colours from the first order alone to the
+    second alone; without, everything else is.
+    """
+    mine = [
+        setup
+        for setup in setups
+        if setup.first.target == target and (setup.first.share is not None) == mixed
+    ]
     if not mine:
         return None
     shown = varying([setup.first for setup in setups])
@@ -118,52 +129,91 @@ def curves_figure(setups: Sequence[Setup], target: str) -> Figure | None:
         lines.setdefault(setup.first.line, []).append(setup)
     criteria = unique(line[0] for line in lines)
     rests = list(dict.fromkeys(line[1:] for line in lines))
+    share = measure == "accuracy"
     figure = go.Figure()
     for line, members in lines.items():
         members = sorted(members, key=lambda setup: _gone(setup))
         rank = criteria.index(line[0])
+        color = PALETTE[rank % len(PALETTE)]
+        if mixed:
+            color = _between(members[0].first.share or 0.0)
         figure.add_scatter(
             name=safe(_line_name(members[0], shown)),
             mode="lines+markers",
-            line={
-                "color": PALETTE[rank % len(PALETTE)],
-                "dash": DASHES[rests.index(line[1:]) % len(DASHES)],
-            },
+            line={"color": color, "dash": DASHES[rests.index(line[1:]) % len(DASHES)]},
             marker={"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 7},
             x=[100 * _gone(setup) for setup in members],
-            y=[100 * setup.accuracy for setup in members],
+            y=[100 * setup.accuracy if share else finite(setup.loss) for setup in members],
             customdata=[
-                [safe(name_of(setup.first, shown)), fmt.percent(setup.accuracy)]
+                [safe(name_of(setup.first, shown)), fmt.percent(setup.accuracy),
+                 fmt.decimal(setup.loss)]
                 for setup in members
             ],
-            hovertemplate="<b>%{customdata[0]}</b><br>accuracy %{customdata[1]}<extra></extra>",
-            **_spread(members),
-        )
+            hovertemplate=(
+                "<b>%{customdata[0]}</b><br>accuracy %{customdata[1]}, loss %{customdata[2]}"
+                "<extra></extra>"
+            ),
+            **(_spread(members) if share else {}),
+        )  # fmt: skip
     what = "Sparsity (removed)" if target == "sparsity" else f"{COST_WORDS[target]} to go"
+    kind = "Accuracy" if share else "Loss"
     figure.update_layout(
         xaxis={
             "title": {"text": what[0].upper() + what[1:]},
             "ticksuffix": " %",
             "rangemode": "tozero",
         },
-        yaxis={"title": {"text": "Accuracy on validation"}, "ticksuffix": " %"},
+        yaxis={
+            "title": {"text": f"{kind} on validation"},
+            **({"ticksuffix": " %"} if share else {"rangemode": "tozero"}),
+        },
         showlegend=len(lines) <= LEGEND_LINES,
     )
     caption = "One colour and marker for each criterion."
+    if mixed:
+        caption = "One line for each share (delta), from the first order alone to the second alone."
     if len(rests) > 1:
         caption += f" Dashes tell the {', '.join(shown)} apart."
-    if any(len(setup.trials) > 1 for setup in mine):
+    if share and any(len(setup.trials) > 1 for setup in mine):
         caption += " Bars reach from the least to the greatest accuracy over the seeds."
     if len(lines) > LEGEND_LINES:
         caption += " There are too many lines for a legend: point at one, or open the table."
+    return _with_words(figure, lines, shown, caption, measure, target, mixed)
+
+
+def _with_words(
+    figure: go.Figure,
+    lines: Mapping[tuple[Any, ...], Sequence[Setup]],
+    shown: Sequence[str],
+    caption: str,
+    measure: str,
+    target: str,
+    mixed: bool,
+) -> Figure:
+    """Name a figure of curves, and say where each line begins and ends."""
+
+    def value(setup: Setup) -> str:
+        return fmt.percent(setup.accuracy) if measure == "accuracy" else fmt.decimal(setup.loss)
+
+    ordered = [sorted(members, key=_gone) for members in lines.values()]
     spoken = "; ".join(
-        f"{_line_name(members[0], shown)}: {fmt.percent(members[0].accuracy)} to "
-        f"{fmt.percent(members[-1].accuracy)}"
-        for members in list(lines.values())[:SPOKEN]
+        f"{_line_name(members[0], shown)}: {value(members[0])} to {value(members[-1])}"
+        for members in ordered[:SPOKEN]
     )
-    name = f"Accuracy against {'sparsity' if target == 'sparsity' else COST_WORDS[target]} asked"
-    drawn = finished(f"curves-{target}", name, caption, 480, figure)
+    against = "sparsity" if target == "sparsity" else COST_WORDS[target]
+    title = f"{measure.capitalize()} against {against} asked" + (", by share" if mixed else "")
+    name = {"accuracy": "curves", "loss": "losses"}[measure] + ("-mixed" if mixed else "")
+    drawn = finished(f"{name}-{target}", title, caption, 480, figure)
     return dataclasses.replace(drawn, details=f"From the least removed to the most. {spoken}.")
+
+
+def _between(share: float) -> str:
+    """A colour from blue over grey to orange: even in brightness, safe for colour-blind readers."""
+    stops = ((0.0, (0, 114, 178)), (0.5, (150, 150, 150)), (1.0, (213, 94, 0)))
+    low, high = (stops[0], stops[1]) if share <= 0.5 else (stops[1], stops[2])
+    part = (share - low[0]) / (high[0] - low[0])
+    mixed = (round(a + (b - a) * part) for a, b in zip(low[1], high[1], strict=True))
+    return f"rgb({', '.join(map(str, mixed))})"
 
 
 def mixtures_figure(setups: Sequence[Setup]) -> Figure | None:

@@ -76,7 +76,15 @@ def _sections(comparison: Comparison, found: Sequence[Setup]) -> tuple[Section, 
             _drawn(figures.pareto_figure(comparison, found, cost), f"frontier-{cost}")
             for cost in costs
         ),
-        *(_drawn(figures.curves_figure(found, target), f"asked-{target}") for target in TARGETS),
+        *(
+            _drawn(
+                figures.curves_figure(found, target, measure, mixed=mixed),
+                f"asked-{target}-{measure}{'-mixed' if mixed else ''}",
+            )
+            for target in TARGETS
+            for mixed in (False, True)
+            for measure in ("accuracy", "loss")
+        ),
         _drawn(figures.mixtures_figure(found), "mixed"),
         Section(
             "setups",
