@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.allocation import allocate
     from secateur.checkpoint import load, save
-    from secateur.criteria import Criterion, score
+    from secateur.criteria import Criterion, element_scores, score
     from secateur.cutting import cut
     from secateur.errors import SecateurError
     from secateur.graph import Graph, Group, trace
@@ -34,6 +34,7 @@ __all__ = [
     "allocate",
     "apply_masks",
     "cut",
+    "element_scores",
     "find_masks",
     "load",
     "mask",
@@ -64,6 +65,7 @@ _HOMES = {
     "SecateurError": "errors",
     "Sparse": "weight_masks",
     "apply_masks": "weight_masks",
+    "element_scores": "criteria",
     "find_masks": "weight_masks",
     "load": "checkpoint",
     "prune": "pruning",

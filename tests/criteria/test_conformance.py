@@ -34,14 +34,18 @@ CALIBRATED = [name for name in NAMES if CRITERIA[name].needs_calibration]
 SMALL = {
     "resnet": Network(lambda: ResNet("B", widths=(4, 5, 6)), images(3, 8, 8)),
     "auxiliary": Network(Auxiliary, images(3, 8, 8)),
-    **{name: NETWORKS[name] for name in ("flatten", "bert", "llama")},
+    **{name: NETWORKS[name] for name in ("flatten", "bert", "llama", "moe_stacked")},
 }
 CASES = tuple(SMALL)
-KINDS = {"channel", "neuron", "head", "kv_head", "head_dim", "embedding"}
+KINDS = {"channel", "neuron", "head", "kv_head", "head_dim", "embedding", "expert"}
 # Draws differ although units do not.
 BLIND = {"random"}
 AGGREGATIONS = ("sum", "mean", "max", "first")
 NORMALISATIONS = ("none", "mean", "max", "l2", "rank")
+# GELU and SiLU are never exactly zero, as attention is not.
+NEARLY_ZERO = {"apoz": {"threshold": 0.1}}
+# Of these networks no norm with a scale runs over the units of attention, or over experts.
+NORMLESS = {"norm_scale": {"head", "kv_head", "head_dim", "expert"}}
 Batch = tuple[Any, Tensor]
 
 
@@ -171,6 +175,16 @@ def test_groups_that_are_left_out_are_documented(name: str) -> None:
     missing = [set(case(n).graph.by_name) - set(judged(name, n).scores) for n in CASES]
     assert any(missing)
     assert CRITERIA[name].leaves_out in table()[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_group_of_every_kind_is_judged(name: str) -> None:
+    found = {
+        case(network).graph.by_name[group].kind
+        for network in CASES
+        for group in judge(name, network, options=NEARLY_ZERO.get(name))
+    }
+    assert found == KINDS - NORMLESS.get(name, set())
 
 
 @each

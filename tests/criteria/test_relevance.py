@@ -98,6 +98,23 @@ def test_heads_and_neurons_of_transformers_are_scored(name: str, rule: str) -> N
     assert all(torch.equal(scores[group], again[group]) for group in scores)
 
 
+def test_an_expert_scores_half_of_what_it_adds_to_the_logit() -> None:
+    """The other half belongs to its gate; at a sum each summand has its part."""
+    model, (x,) = build("moe_stacked"), NETWORKS["moe_stacked"].inputs(3)
+    graph = secateur.trace(model, x)
+    (experts,) = [group.name for group in graph.groups if group.kind == "expert"]
+    found = relevance(graph, [(x, None)], rule="epsilon", epsilon=1e-13)
+    with torch.no_grad():
+        y = model.norm(model.embed(x)).flatten(0, 1)
+        best, chosen = model.router(y).softmax(-1).topk(2, dim=-1)
+        gates = torch.zeros(len(y), 4, dtype=y.dtype)
+        gates.scatter_(1, chosen, best / best.sum(-1, keepdim=True))
+        outputs = (nn.functional.silu(y @ model.rise) @ model.fall).transpose(0, 1)
+        weight = model.head.weight[model(x).argmax(-1).flatten()]
+        wanted = (gates[:, :, None] * outputs * weight[:, None]).mean((0, 2)) / 2
+    torch.testing.assert_close(found[experts], wanted, rtol=1e-8, atol=1e-12)
+
+
 def test_tokens_that_attention_is_masked_from_change_nothing() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

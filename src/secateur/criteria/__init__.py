@@ -2,6 +2,7 @@
 
 from secateur.criteria import activations, gradients, relevance, scaling, weights
 from secateur.criteria.base import CRITERIA, Context, Criterion, Scores, criterion, score
+from secateur.criteria.elements import element_scores
 from secateur.criteria.orders import delta, interleave, weighted
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Scores",
     "criterion",
     "delta",
+    "element_scores",
     "interleave",
     "score",
     "weighted",
