@@ -17,14 +17,6 @@ from secateur.errors import CheckpointError, InputError, SecateurError
 from secateur.finetune import TrainSettings, finetune, learning_rate
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(seed: int = 0) -> nn.Module:
     """Batch norm and dropout, so that buffers and random numbers count too."""
     with torch.random.fork_rng():

@@ -296,6 +296,15 @@ def _check(
         if sparsity is None or not 0 <= sparsity < 1:
             raise InputError(f"sparsity must satisfy 0 <= sparsity < 1, but got {sparsity}")
         return None
+    return check_pattern(pattern)
+
+
+def check_pattern(pattern: str) -> tuple[int, int]:
+    """Return N and M of "N:M".
+
+    Raises:
+        InputError: it is no such text.
+    """
     keep, colon, run = pattern.partition(":")
     if not (colon and keep.isdecimal() and run.isdecimal() and 0 < int(keep) < int(run)):
         raise InputError(f"pattern must be 'N:M' with 0 < N < M, but got {pattern!r}")

@@ -104,7 +104,8 @@ class TestSeed:
         (
             "criterion",
             "tayler",
-            f"criterion: must be one of {', '.join(CRITERIA)}, but got 'tayler'; "
+            f"criterion: must be one of {', '.join(sorted([*CRITERIA, 'reconstruction']))}, "
+            "but got 'tayler'; "
             "did you mean 'taylor'?",
         ),
         ("scope", "all", "scope: must be one of global, isomorphic, local, but got 'all'"),

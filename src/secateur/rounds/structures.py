@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 
 from secateur.allocation import allocate, check_target
 from secateur.calibration import Batches
-from secateur.criteria import CRITERIA, score
 from secateur.cutting import cut
 from secateur.errors import InputError, VerificationError
 from secateur.finetune import finetune
@@ -33,6 +32,7 @@ from secateur.graph.copies import copy_model
 from secateur.plan import Plan
 from secateur.planning import make_plan
 from secateur.rounds import state
+from secateur.rounds.judging import criterion_name, judge
 from secateur.rounds.rewinding import check_weights
 from secateur.rounds.state import Round, Standing
 from secateur.training import TrainSettings
@@ -82,6 +82,8 @@ def structure_rounds(
     resume: bool = False,
     teacher: nn.Module | None = None,
     each: Callable[[Round, nn.Module], None] | None = None,
+    trackers: Sequence[Any] = (),
+    logs: Path | None = None,
     progress: Progress | None = None,
 ) -> PrunedInRounds[M]:
     """Cut and finetune in rounds; ``model`` is left as it was.
@@ -95,7 +97,7 @@ def structure_rounds(
         targets: of each round, counted on the dense network, never giving units back; see
             :func:`secateur.schedule.sparsities` and :func:`secateur.schedule.kept`.
         target: what they are: "sparsity" (removed), "params" or "macs" (kept).
-        criterion: which units go first, judged anew in each round.
+        criterion: which units go first, judged anew in each round; "reconstruction" is one, too.
         calibration: (inputs, labels) batches, for criteria that need data.
         seed: for criteria that draw.
         scoring: further arguments of :func:`secateur.score` ("aggregation", "options" ...).
@@ -107,6 +109,8 @@ def structure_rounds(
         resume: go on with what ``folder`` holds; ``model`` must be as at the first call.
         teacher: see ``finetune``.
         each: told of each round as it ends, with the network as it is then.
+        trackers: see ``finetune``; each round is a run of its own for them.
+        logs: the folder for trackers that write files.
         progress: where to show how far it is.
 
     Raises:
@@ -125,7 +129,7 @@ def structure_rounds(
     asked = {
         "target": target,
         "targets": list(targets),
-        "criterion": CRITERIA[criterion].name,
+        "criterion": criterion_name(criterion),
         "score_seed": seed,
         "scoring": {key: repr(value) for key, value in sorted((scoring or {}).items())},
         "allocation": {key: repr(value) for key, value in sorted((allocation or {}).items())},
@@ -145,7 +149,7 @@ def structure_rounds(
             now.load_state_dict(standing.weights)
     for number, share in enumerate(targets[len(rounds) :], start=len(rounds) + 1):
         graph = trace(now, example_inputs)
-        scores = score(graph, criterion, calibration, seed=seed, **(scoring or {}))
+        scores = judge(graph, criterion, calibration, seed=seed, scoring=scoring)
         limits: dict[str, Any] = {target: share, **(allocation or {})}
         wished = allocate(dense, _dense_scores(scores, alive, dense), **limits)
         plan = make_plan(graph, _new(wished.removed, alive))
@@ -163,6 +167,8 @@ def structure_rounds(
             folder=state.training_folder(folder, number),
             resume=resume,
             teacher=teacher,
+            trackers=trackers,
+            logs=None if logs is None else logs / f"round-{number}",
             progress=progress,
         )
         removed = 1 - plan.pruned.params / dense.cost().params

@@ -130,6 +130,8 @@ def weight_rounds(
     resume: bool = False,
     teacher: nn.Module | None = None,
     each: Callable[[Round, nn.Module], None] | None = None,
+    trackers: Sequence[Any] = (),
+    logs: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Masks, tuple[Round, ...]]:
     """Mask and finetune ``model`` in place, in rounds, the zeros frozen.
@@ -151,6 +153,8 @@ def weight_rounds(
         resume: go on with what ``folder`` holds; ``model`` must be as at the first call.
         teacher: see ``finetune``.
         each: told of each round as it ends, with the network as it is then.
+        trackers: see ``finetune``; each round is a run of its own for them.
+        logs: the folder for trackers that write files.
         progress: where to show how far it is.
 
     Returns:
@@ -199,6 +203,8 @@ def weight_rounds(
             resume=resume,
             teacher=teacher,
             masks=masks,
+            trackers=trackers,
+            logs=None if logs is None else logs / f"round-{number}",
             progress=progress,
         )
         rounds += (Round(number, share, _removed(masks, model, names), history),)

@@ -1,6 +1,6 @@
 """Learned sparsity: training that teaches a network which of its parts it can do without."""
 
-from secateur.sparse_training.absent import Absent, remove_blocks
+from secateur.sparse_training.absent import Absent, difference, removable, remove_blocks
 from secateur.sparse_training.blocks import Block, Blocks, residual_blocks
 from secateur.sparse_training.factors import readers
 from secateur.sparse_training.growing import grown, shrink_units
@@ -17,8 +17,10 @@ __all__ = [
     "Keeping",
     "Selected",
     "accelerated_step",
+    "difference",
     "grown",
     "readers",
+    "removable",
     "remove_blocks",
     "residual_blocks",
     "select_structures",

@@ -120,7 +120,7 @@ def remove_blocks(
     except (AttributeError, TypeError, RuntimeError, ValueError, IndexError) as error:
         names = ", ".join(block.name for block in blocks)
         raise PlanError(f"{names} cannot go, the model's code fails without: {error}") from error
-    worst = _difference(found, expected)
+    worst = _farthest(found, expected)
     if worst > TOLERANCE:
         raise VerificationError(
             f"the network without {', '.join(block.name for block in blocks)} differs from the one "
@@ -128,6 +128,18 @@ def remove_blocks(
         )
     _put(changed, stands)
     return changed
+
+
+def difference(one: nn.Module, other: nn.Module, example_inputs: Any) -> float:
+    """Return the largest difference of two networks' outputs, in eval mode and float64.
+
+    It is relative to the largest magnitude in the same output of ``other``, and infinite where
+    shapes differ.
+    """
+    found, expected = (
+        _outputs(copy_model(network, _double), example_inputs) for network in (one, other)
+    )
+    return _farthest(found, expected) if len(found) == len(expected) else float("inf")
 
 
 def removable(graph: Graph, blocks: Blocks) -> Blocks:
@@ -295,7 +307,7 @@ def _outputs(model: nn.Module, example_inputs: Any, *, wide: bool = True) -> lis
             module.training = mode
 
 
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def _farthest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest difference, relative to the largest magnitude of its tensor."""
     worst = 0.0
     for a, b in zip(found, expected, strict=True):

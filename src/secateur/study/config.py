@@ -16,20 +16,26 @@ from pydantic import (
     model_validator,
 )
 
-from secateur.allocation import (
-    SCOPES,
-    TARGETS,
-    check_limits,
-    check_target,
-    check_targets,
-)
+from secateur.allocation import TARGETS, check_limits, check_target, check_targets
 from secateur.criteria import CRITERIA
-from secateur.criteria.combine import check_aggregation, check_normalisation
+from secateur.criteria.elements import ELEMENTWISE
 from secateur.data import Augment
 from secateur.errors import InputError, unknown_name
 from secateur.finetune import TrainSettings
 from secateur.latency import Timing
-from secateur.schedule import kept, sparsities
+from secateur.rounds import RECONSTRUCTION
+from secateur.study.fields import Aggregation, Normalisation, Scope
+from secateur.study.ways import (
+    GRANULARITIES,
+    RECOVERIES,
+    GradualSettings,
+    RoundSettings,
+    SparseSettings,
+    check_ways,
+    known_criterion,
+    known_trackers,
+)
+from secateur.weight_masks import check_pattern
 
 
 class _Settings(BaseModel):
@@ -76,27 +82,6 @@ class Target(_Settings):
         return self
 
 
-class RoundSettings(_Settings):
-    """In how many turns of cutting and finetuning the target is reached, and by what steps.
-
-    See :func:`secateur.schedule.sparsities`; each round trains as ``finetune`` says.
-    """
-
-    schedule: str = "one-shot"
-    number: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _known(self) -> RoundSettings:
-        sparsities(self.schedule, 0.5, self.number)
-        return self
-
-    def targets(self, name: str, value: float) -> tuple[float, ...]:
-        """Return the target of each round, the last one as it was asked."""
-        if name == "sparsity":
-            return sparsities(self.schedule, value, self.number)
-        return (*kept(sparsities(self.schedule, 1 - value, self.number))[:-1], value)
-
-
 class SpeedSettings(_Settings):
     """How inferences per second are measured; see :func:`secateur.latency.paired`."""
 
@@ -118,7 +103,7 @@ class RunSettings(_Settings):
     output: str | None = None
     seed: int = Field(default=0, ge=0)
     threads: int | None = Field(default=None, ge=1)
-    scope: str = "local"
+    scope: Scope = "local"
     finetune: TrainSettings = TrainSettings()
     speed: SpeedSettings = SpeedSettings()
 
@@ -135,14 +120,10 @@ class RunSettings(_Settings):
                     default = cls.model_fields[name].default
                     whole = {} if name in raw else dataclasses.asdict(default)
                     filled[name] = {**whole, "seed": raw["seed"], **part}
+        sparse = raw.get("sparse")
+        if isinstance(sparse, Mapping) and isinstance(sparse.get("train", {}), Mapping):
+            filled["sparse"] = {**sparse, "train": {"seed": raw["seed"], **sparse.get("train", {})}}
         return filled
-
-    @field_validator("scope")
-    @classmethod
-    def _known_scope(cls, value: str) -> str:
-        if value not in SCOPES:
-            raise unknown_name("scope", value, SCOPES)
-        return value
 
 
 class RunConfig(RunSettings):
@@ -153,21 +134,30 @@ class RunConfig(RunSettings):
         arguments: keyword arguments of the callable.
         weights: safetensors file, or None for the weights that the callable gives.
         data: images to calibrate, train and judge with.
-        criterion: which units go first.
-        target: how many go.
+        granularity: "structure" (channels, neurons, heads: tensors get smaller) or "weight"
+            (single weights become zero and stay so).
+        criterion: which units or weights go first; by default "taylor", for weights "l1".
+        target: how many go; None with a ``pattern`` and with ``sparse.method`` "select".
+        pattern: "N:M", for weights: N of each M along the input dimension stay.
         options: of the criterion, by name.
         aggregation: how a unit's values in its group's slots become one.
         scope: what competes: "local", "global" or "isomorphic".
         normalisation: what a group's scores are divided by before groups compete.
-        protect: patterns of groups, parameters and kinds that stay whole.
+        protect: patterns of groups, parameters and kinds (of parameters and modules, for weights)
+            that stay whole.
         limits: pattern of group names -> the largest share that may go, or the fewest units
             that stay.
         max_sparsity: the largest share that may go from groups without such a limit.
         timing: how a target of latency is measured; ``threads`` of the run go before its own.
         round_to: keep a multiple of this many units in every group that is cut.
-        rounds: how often cutting and finetuning take turns.
-        finetune: how to get the accuracy back; 0 epochs leave the cut network as it is. With a
+        sparse: a training before the cut that teaches the network what it can do without.
+        rounds: how often removing and finetuning take turns.
+        gradual: weights go while finetuning runs.
+        recover: what is done without training after the cut: none, bias, recalibrate or
+            least_squares.
+        finetune: how to get the accuracy back; 0 epochs leave the network as it is. With a
             ``distill_weight``, the dense network is the teacher.
+        trackers: of accelerate, told of finetuning ("tensorboard"); they write into ``logs``.
         speed: how inferences per second are measured.
         output: the run folder; None takes the first free ``runs/prune``, ``runs/prune-2`` ...
         seed: of all that is drawn.
@@ -178,55 +168,83 @@ class RunConfig(RunSettings):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
     data: DataSettings
+    granularity: str = "structure"
     criterion: str = "taylor"
     options: dict[str, Any] = Field(default_factory=dict)
-    aggregation: str = "sum"
-    target: Target
-    normalisation: str = "mean"
+    aggregation: Aggregation = "sum"
+    target: Target | None = None
+    pattern: str | None = None
+    normalisation: Normalisation = "mean"
     protect: tuple[str, ...] = ()
     limits: dict[str, int | float] = Field(default_factory=dict)
     max_sparsity: float | None = None
     timing: Timing = Timing()
     round_to: int = Field(default=1, ge=1)
+    sparse: SparseSettings | None = None
     rounds: RoundSettings = RoundSettings()
+    gradual: GradualSettings | None = None
+    recover: str = "none"
+    trackers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _rounds_of_shares(self) -> RunConfig:
-        if self.rounds.number > 1 and self.target.latency is not None:
-            raise InputError(
-                f"rounds must be 1 with a target of latency, but got {self.rounds.number}"
-            )
+    def _goes_together(self) -> RunConfig:
+        check_ways(self)
         return self
 
     @model_validator(mode="before")
     @classmethod
-    def _no_target(cls, raw: Any) -> Any:
-        # An empty target says which there are; a missing one would only be "required".
-        return {"target": {}, **raw} if isinstance(raw, Mapping) else raw
+    def _defaults(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        filled = dict(raw)
+        if raw.get("granularity") == "weight":
+            filled.setdefault("criterion", "l1")
+        sparse = raw.get("sparse")
+        selects = isinstance(sparse, Mapping) and sparse.get("method") == "select"
+        if raw.get("pattern") is None and not selects and raw.get("target") is None:
+            # An empty target says which there are; a missing one would only be "required".
+            filled["target"] = {}
+        return filled
+
+    @field_validator("granularity")
+    @classmethod
+    def _known_granularity(cls, value: str) -> str:
+        if value not in GRANULARITIES:
+            raise unknown_name("granularity", value, GRANULARITIES)
+        return value
 
     @field_validator("criterion")
     @classmethod
-    def _known_criterion(cls, value: str) -> str:
-        return CRITERIA[value].name
+    def _known_criterion(cls, value: str, info: ValidationInfo) -> str:
+        return known_criterion(info.data.get("granularity", "structure"), value)
 
     @field_validator("options")
     @classmethod
     def _known_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "criterion" in info.data:
-            CRITERIA[info.data["criterion"]].with_options(**value)
+        name = info.data.get("criterion", RECONSTRUCTION)
+        if name != RECONSTRUCTION:
+            known = ELEMENTWISE if info.data.get("granularity") == "weight" else CRITERIA
+            known[name].with_options(**value)
         return value
 
-    @field_validator("aggregation")
+    @field_validator("pattern")
     @classmethod
-    def _known_aggregation(cls, value: str) -> str:
-        check_aggregation(value)
+    def _valid_pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_pattern(value)
         return value
 
-    @field_validator("normalisation")
+    @field_validator("recover")
     @classmethod
-    def _known_normalisation(cls, value: str) -> str:
-        check_normalisation(value)
+    def _known_recovery(cls, value: str) -> str:
+        if value not in RECOVERIES:
+            raise unknown_name("recover", value, RECOVERIES)
         return value
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return known_trackers(value)
 
     @field_validator("limits")
     @classmethod
@@ -281,7 +299,7 @@ def to_plain(config: BaseModel) -> dict[str, Any]:
     """Return the settings as JSON would hold them."""
     plain: dict[str, Any] = config.model_dump(mode="json")
     if isinstance(config, RunConfig):
-        plain["target"] = config.target.given
+        plain["target"] = None if config.target is None else config.target.given
     return plain
 
 

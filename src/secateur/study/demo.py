@@ -85,10 +85,11 @@ def _demo(run: Run, config: DemoConfig) -> Result:
         run,
         config,
         subject,
-        plan,
+        (plan.dense.macs, plan.pruned.macs),
         check,
         title="Handwritten digits",
         history=(*training, *history),
+        given_back=plan.given_back,
         points=[dataclasses.replace(p, chosen=i == chosen) for i, p in enumerate(points)],
         notes=[
             f"Each of the {len(points)} networks compared was finetuned for "

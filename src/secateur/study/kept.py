@@ -9,7 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from rich.progress import Progress
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from secateur.checkpoint import load, save
 from secateur.data import Augment, ImageData, batches
@@ -24,6 +27,9 @@ from secateur.structure import describe
 from secateur.study import stages, store
 from secateur.study.config import RunConfig, RunSettings, to_plain
 from secateur.study.stages import Subject
+from secateur.training import Masks, StepHook
+
+LOGS = "logs"
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -68,50 +74,78 @@ def trained(
     phase: str,
     augment: Augment | None = None,
     teacher: nn.Module | None = None,
+    *,
+    masks: Masks | None = None,
+    hook: StepHook | None = None,
+    trackers: Sequence[str] = (),
 ) -> tuple[Epoch, ...]:
     """Train ``model`` in place, on from where an earlier run stopped; 0 epochs do nothing.
 
-    ``teacher`` is asked where the settings give it a weight.
+    ``teacher`` is asked where the settings give it a weight; for the rest see
+    :func:`secateur.finetune.finetune`.
     """
     if not settings.epochs:
         return ()
     return finetune(
         model,
-        batches(data.train, run.batch_size, shuffle=True, seed=settings.seed, augment=augment),
+        training_batches(run, data, settings, augment),
         batches(data.validation, run.batch_size),
         settings,
         phase=phase,
         folder=run.stage(phase),
         resume=True,
         teacher=teacher if settings.distill_weight else None,
+        masks=masks,
+        hook=hook,
+        trackers=trackers,
+        logs=run.folder / LOGS if trackers else None,
         progress=run.progress,
     )
 
 
-def in_rounds(run: Run, config: RunConfig, subject: Subject) -> PrunedInRounds[nn.Module]:
-    """Cut and finetune in turns, on from where an earlier run stopped."""
-    data, settings = subject.data, config.finetune
-    ((target, share),) = config.target.given.items()
+def training_batches(
+    run: Run, data: ImageData, settings: TrainSettings, augment: Augment | None = None
+) -> DataLoader[Any]:
+    """Return what a training goes through, in a new order each epoch."""
+    return batches(data.train, run.batch_size, shuffle=True, seed=settings.seed, augment=augment)
+
+
+def tensors(run: Run, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors that a stage made, once."""
+    path = run.stage(f"{name}.safetensors")
+    if not path.is_file():
+        partial = path.with_name(path.name + ".partial")
+        save_file({key: t.cpu().contiguous() for key, t in make().items()}, partial)
+        partial.replace(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to make it again") from error
+
+
+def round_teller(run: Run, total: int, what: str) -> Callable[[Round, nn.Module], None]:
+    """Return what says how each round went."""
 
     def tell(done: Round, now: nn.Module) -> None:
         best = max((entry.val_accuracy for entry in done.history), default=None)
         on = "" if best is None else f", {best:.2%} on validation"
-        stages.say(
-            run.progress,
-            f"round {done.number} of {config.rounds.number}: "
-            f"{1 - done.removed:.1%} of the parameters left{on}",
-        )
+        left = f"{1 - done.removed:.1%} of the {what} left{on}"
+        stages.say(run.progress, f"round {done.number} of {total}: {left}")
 
+    return tell
+
+
+def in_rounds(
+    run: Run, config: RunConfig, subject: Subject, teacher: nn.Module
+) -> PrunedInRounds[nn.Module]:
+    """Cut and finetune in turns, on from where an earlier run stopped."""
+    data, settings = subject.data, config.finetune
+    assert config.target is not None
+    ((target, share),) = config.target.given.items()
     return structure_rounds(
         subject.model,
         subject.example,
-        batches(
-            data.train,
-            run.batch_size,
-            shuffle=True,
-            seed=settings.seed,
-            augment=config.data.augment,
-        ),
+        training_batches(run, data, settings, config.data.augment),
         batches(data.validation, run.batch_size),
         settings,
         config.rounds.targets(target, share),
@@ -119,7 +153,7 @@ def in_rounds(run: Run, config: RunConfig, subject: Subject) -> PrunedInRounds[n
         criterion=config.criterion,
         calibration=batches(data.calibration, run.batch_size),
         seed=config.seed,
-        scoring={"aggregation": config.aggregation, "options": config.options},
+        scoring=scoring(config),
         allocation={
             "scope": config.scope,
             "normalisation": config.normalisation,
@@ -130,10 +164,17 @@ def in_rounds(run: Run, config: RunConfig, subject: Subject) -> PrunedInRounds[n
         },
         folder=run.stage("rounds"),
         resume=True,
-        teacher=subject.model if settings.distill_weight else None,
-        each=tell,
+        teacher=teacher if settings.distill_weight else None,
+        each=round_teller(run, config.rounds.number, "parameters"),
+        trackers=config.trackers,
+        logs=run.folder / LOGS if config.trackers else None,
         progress=run.progress,
     )
+
+
+def scoring(config: RunConfig) -> dict[str, Any]:
+    """Return how units are scored, as :func:`secateur.score` takes it."""
+    return {"aggregation": config.aggregation, "options": config.options}
 
 
 def factory_for(reference: str, model: nn.Module) -> str | None:
@@ -161,23 +202,30 @@ def stored(
     save(model, run.folder, factory=factory, arguments=arguments if factory else None)
 
 
+def loaded(run: Run, subject: Subject) -> nn.Module:
+    """Return the network that the run folder holds."""
+    return load(run.folder).to(subject.example.device)
+
+
 def concluded(
     run: Run,
     config: RunSettings,
     subject: Subject,
-    plan: Plan,
+    macs: tuple[int, int],
     check: CheckRecord,
     *,
     title: str,
     history: Sequence[Epoch],
     notes: Sequence[str],
+    given_back: Mapping[str, int] = NOTHING,
     points: Sequence[Point] = (),
 ) -> Result:
     """Measure both networks on the test split, read here for the first time, and file it all.
 
-    What is measured as the pruned network is what the run folder holds.
+    What is measured as the pruned network is what the run folder holds; ``macs`` are those of the
+    dense and of the pruned network.
     """
-    pruned = load(run.folder).to(subject.example.device)
+    pruned = loaded(run, subject)
     dense_quality = judged(run, "dense-test", subject.model, subject.data, "test")
     pruned_quality = judged(run, "pruned-test", pruned, subject.data, "test")
     dense_speeds, pruned_speeds = stages.speeds(
@@ -195,14 +243,14 @@ def concluded(
         asked=to_plain(config),
         command=run.command,
         environment=environment(),
-        dense=stages.measured(subject.model, plan.dense.macs, dense_quality, dense_speeds),
-        pruned=stages.measured(pruned, plan.pruned.macs, pruned_quality, pruned_speeds),
+        dense=stages.measured(subject.model, macs[0], dense_quality, dense_speeds),
+        pruned=stages.measured(pruned, macs[1], pruned_quality, pruned_speeds),
         check=check,
         points=tuple(points),
         widths=stages.widths(subject.model, pruned),
         history=tuple(history),
         pinned=stages.pinned(subject.graph),
-        given_back=dict(plan.given_back),
+        given_back=dict(given_back),
         notes=(*notes, *subject.graph.notes),
     )
     store.finish(run.folder, result)

@@ -23,6 +23,7 @@ from secateur.measure import quality, weight_bytes
 from secateur.models import load_model, load_weights
 from secateur.plan import Plan
 from secateur.results import CheckRecord, Measured, PinnedDim, Quality, Size, Speed, Width
+from secateur.sparse_training import Absent
 from secateur.verification import verify
 
 EXAMPLES = 2
@@ -151,7 +152,7 @@ def widths(dense: nn.Module, pruned: nn.Module) -> tuple[Width, ...]:
     """List the output width of every convolution and dense layer before and after."""
     after = dict(pruned.named_modules())
     return tuple(
-        Width(name, _width(module), _width(after[name]))
+        Width(name, _width(module), _width(after[name]) if name in after else 0)
         for name, module in dense.named_modules()
         if isinstance(module, _ConvNd | nn.Linear)
     )
@@ -188,6 +189,8 @@ def say(progress: Progress | None, text: str) -> None:
 
 
 def _width(module: Any) -> int:
+    if isinstance(module, Absent):
+        return 0
     weight: Tensor = module.weight
     if isinstance(module, _ConvTransposeNd):
         return int(weight.shape[1]) * module.groups

@@ -31,7 +31,9 @@ def accelerator_for(precision: str, trackers: Sequence[Any], logs: Path | None) 
         InputError: the device lacks the precision, or a tracker cannot be had.
     """
     for tracker in trackers:
-        _check_tracker(tracker, logs)
+        if check_tracker(tracker) and logs is None:
+            name = getattr(tracker, "name", tracker)
+            raise InputError(f"tracker {name!r} needs a folder for logs")
     state = AcceleratorState._shared_state
     if state and state.get("_mixed_precision") != precision:
         # Else accelerate refuses a second training of another precision in the same process.
@@ -97,15 +99,20 @@ class Teacher:
             return logits_of(self._model(inputs)).float()
 
 
-def _check_tracker(tracker: Any, logs: Path | None) -> None:
+def check_tracker(tracker: Any) -> bool:
+    """Refuse a tracker that cannot be had; return whether it writes into a folder.
+
+    Args:
+        tracker: a name that accelerate knows, or its tracker object.
+
+    Raises:
+        InputError: an unknown name, or its package is not installed.
+    """
     if isinstance(tracker, GeneralTracker):
-        needs_folder = tracker.requires_logging_directory
-    else:
-        known = {kind.value for kind in LoggerType} - {"all"}
-        if str(tracker) not in known:
-            raise unknown_name("trackers", str(tracker), known)
-        if str(tracker) not in {LoggerType(kind).value for kind in get_available_trackers()}:
-            raise InputError(f"trackers name {tracker!r}, but its package is not installed")
-        needs_folder = str(tracker) == "tensorboard"
-    if needs_folder and logs is None:
-        raise InputError(f"tracker {getattr(tracker, 'name', tracker)!r} needs a folder for logs")
+        return bool(tracker.requires_logging_directory)
+    known = {kind.value for kind in LoggerType} - {"all"}
+    if str(tracker) not in known:
+        raise unknown_name("trackers", str(tracker), known)
+    if str(tracker) not in {LoggerType(kind).value for kind in get_available_trackers()}:
+        raise InputError(f"trackers name {str(tracker)!r}, but its package is not installed")
+    return str(tracker) == "tensorboard"
