@@ -65,8 +65,9 @@ def test_confusions_are_the_most_frequent_first(result: Result) -> None:
     figure = confusion_figure(facts)
     assert figure is not None
     drawn = figure.spec["data"][0]
-    assert drawn["text"][3][8] == "3 taken for 8<br>0 images dense, 1 pruned"
-    assert drawn["z"][9][9] == 100
+    assert drawn["text"][3][8] == ("3 taken for 8<br>0 images dense, 1 pruned (2.8 % of the class)")
+    assert drawn["z"][3][8] == 100 / 36
+    assert drawn["z"][9][9] is None
 
 
 def test_many_classes_are_not_drawn(result: Result) -> None:

@@ -176,23 +176,30 @@ def confusion_figure(facts: Facts) -> Figure | None:
     for label, predicted, before, after in facts.confusion:
         dense[label][predicted], pruned[label][predicted] = before, after
     places = list(range(len(names)))
+    # Right answers would take the whole scale; what goes wrong is what there is to see.
+    wrong = [
+        [None if i == j else 100 * pruned[i][j] / max(sum(pruned[i]), 1) for j in places]
+        for i in places
+    ]
+    most = max((value for row in wrong for value in row if value is not None), default=0.0)
     figure = go.Figure(
         go.Heatmap(
             x=places,
             y=places,
-            z=[[100 * n / max(sum(row), 1) for n in row] for row in pruned],
+            z=wrong,
             text=[
                 [
-                    f"{safe(names[i])} taken for {safe(names[j])}<br>"
-                    f"{dense[i][j]} images dense, {pruned[i][j]} pruned"
+                    f"{safe(names[i])} taken for {safe(names[j])}<br>{dense[i][j]} images dense, "
+                    f"{pruned[i][j]} pruned ({100 * pruned[i][j] / max(sum(pruned[i]), 1):.1f} % "
+                    "of the class)"
                     for j in places
                 ]
                 for i in places
             ],
-            hovertemplate="%{text} (%{z:.1f} % of the class)<extra></extra>",
+            hovertemplate="%{text}<extra></extra>",
             colorscale="Cividis",
             zmin=0,
-            zmax=100,
+            zmax=max(most, 1.0),
             xgap=1,
             ygap=1,
             colorbar={"ticksuffix": " %", "thickness": 12, "title": {"text": ""}},
@@ -207,8 +214,9 @@ def confusion_figure(facts: Facts) -> Figure | None:
         yaxis={**axis, **ticks, "title": {"text": "Class"}, "autorange": "reversed"},
     )
     caption = (
-        "The pruned network: one row a class, one column a prediction, coloured by the share of "
-        "the class. Point at a field for the dense network's count."
+        "Mistakes of the pruned network: one row a class, one column a prediction, coloured by the "
+        "share of the class; right answers, on the diagonal, are left empty. Point at a field for "
+        "the dense network's count."
     )
     worst = confusion_table(facts, of=_SPOKEN).rows
     spoken = "; ".join(
