@@ -38,6 +38,7 @@ bench: $(ZOO)
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/zoo.py
 	$(BIN)/python benchmarks/criteria.py
+	$(BIN)/python benchmarks/samplers.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
