@@ -38,10 +38,49 @@ def uncuttable(classes=10):
 """
 
 
+RESIDUAL = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, stride, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width)
+        self.short = nn.Conv2d(width, width, 1, stride) if stride > 1 else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.short(x)
+        return self.relu(y)
+
+class Residual(nn.Sequential):
+    pass
+
+def build(width=8):
+    return Residual(
+        nn.Conv2d(1, width, 3, 1, 1), nn.ReLU(), Block(width, 1), Block(width, 2), Block(width, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
+    )
+
+def odd():
+    model = build()
+    model.act = lambda x: x
+    return model
+"""
+
+
 def write_net(folder: Path) -> str:
     """Write the network's file and return how the command line names it."""
     path = folder / "net.py"
     path.write_text(NET)
+    return f"{path}:build"
+
+
+def write_residual(folder: Path) -> str:
+    """Write a network with three residual blocks, one of them with a projection."""
+    path = folder / "residual_net.py"
+    path.write_text(RESIDUAL)
     return f"{path}:build"
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small_runs import write_photos
+from small_runs import write_photos, write_residual
 
 from secateur.compare import CompareConfig, compare_run
 from secateur.compare.trials import grid
 from secateur.results import load_result
-from secateur.study import RunConfig
+from secateur.study import RunConfig, prune_run
 from secateur.study.reading import parse, read_mapping
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,36 @@ def test_is_valid_and_listed(path: Path) -> None:
     # A study lists criteria, a run has one.
     parse(CompareConfig if "criteria" in asked else RunConfig, asked, str(path))
     assert f"`{path.name}`" in (ROOT / "examples" / "README.md").read_text()
+
+
+RUNS = ("recovered", "weights", "blocks", "slimmed")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_way_runs_from_its_file(name: str, tmp_path: Path) -> None:
+    """The file's own ways, on a small residual network and a few digits."""
+    asked = read_mapping(ROOT / "examples" / f"resnet56_{name}.yaml")
+    small = {
+        **{key: value for key, value in asked.items() if key not in ("arguments", "weights")},
+        "model": write_residual(tmp_path),
+        "data": {"source": "digits", "limit": 150, "batch_size": 32, "calibration": 64},
+        "finetune": {**asked["finetune"], "epochs": min(1, asked["finetune"]["epochs"])},
+        "speed": {"batches": [1], "repeats": 2, "seconds": 0.01},
+        "output": str(tmp_path / "run"),
+    }
+    if name == "blocks":
+        # A dozen steps must do what hundreds have time for.
+        few = {"strength": 0.8, "blocks": 0.8, "factor_lr": 0.2, "momentum": 0.0}
+        small["sparse"] = {**asked["sparse"], **few}
+    result = prune_run(parse(RunConfig, small, name))
+    assert result.check.ok
+    assert result.check.changed
+    if name == "weights":
+        assert any(re.search(r"zero \((89\.9|90\.0)", note) for note in result.notes)
+    else:
+        assert result.pruned.size.macs < result.dense.size.macs
+    assert ("recovered (least_squares)" in result.notes[0]) == (name == "recovered")
+    assert any("Residual branches gone" in note for note in result.notes) == (name == "blocks")
 
 
 @pytest.mark.parametrize("name", ["thesis_vgg16", "thesis_resnet56"])

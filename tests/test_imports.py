@@ -45,6 +45,7 @@ FLOORS = (
         "cli",
         "cli_compare",
         "cli_export",
+        "cli_prune",
         "cli_report",
         "cli_sensitivity",
         "cli_shared",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur import cli_export, cli_report, cli_sensitivity, cli_tune
+from secateur import cli_export, cli_prune, cli_report, cli_sensitivity, cli_tune
 from secateur.cli_compare import EPILOG, compare
 from secateur.cli_shared import (
     Arguments,
@@ -35,7 +35,7 @@ from secateur.cli_shared import (
 from secateur.screen import bars, show_inspection, show_result
 
 if TYPE_CHECKING:
-    from secateur.study.config import DemoConfig, RunConfig
+    from secateur.study.config import DemoConfig
 
 __all__ = ["app", "main"]
 
@@ -73,167 +73,7 @@ def demo(
         show_result(result, Path(config.output or ""))
 
 
-@app.command(
-    epilog=examples(
-        "secateur prune examples/resnet56_cifar10.yaml",
-        "secateur prune examples/resnet56_cifar10.yaml --epochs 3 --output runs/longer",
-        "secateur prune --model net.py:build --arg classes=5 --weights net.safetensors \\",
-        "    --data photos --image-size 64 --criterion taylor --macs 0.5 --epochs 2",
-        "secateur prune examples/resnet56_cifar10.yaml --latency 0.5 --scope isomorphic \\",
-        "    --protect kind:head --group-limit 'layer1.*=0.3'",
-        "secateur prune runs/longer/config.yaml --resume",
-    )
-)
-def prune(
-    run: Annotated[
-        Path | None, typer.Argument(help="A YAML file with the settings below; flags override it.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="package.module:callable or file.py:callable."),
-    ] = None,
-    arguments: Arguments = None,
-    weights: Weights = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Folder of images by class, parquet file or folder of them, digits, or hub:NAME.",
-        ),
-    ] = None,
-    test_data: Annotated[
-        str | None, typer.Option("--test-data", help="Another source for the test split.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Side in pixels that images are scaled to.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Images in a batch.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="At most so many images per split.")
-    ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, counted.")
-    ] = False,
-    criterion: Annotated[
-        str | None, typer.Option("--criterion", "-c", help="Which units go first.")
-    ] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="NAME=VALUE", help="Of the criterion; repeatable."),
-    ] = None,
-    aggregation: Annotated[
-        str | None,
-        typer.Option("--aggregation", help="Over a group's slots: sum, mean, max or first."),
-    ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option("--sparsity", help="Share of units to remove, 0 <= s < 1.")
-    ] = None,
-    params: Annotated[
-        float | None, typer.Option("--params", help="Share of parameters to keep.")
-    ] = None,
-    macs: Annotated[float | None, typer.Option("--macs", help="Share of MACs to keep.")] = None,
-    latency: Annotated[
-        float | None, typer.Option("--latency", help="Share of the time to keep, measured here.")
-    ] = None,
-    latency_batch: Annotated[
-        int | None, typer.Option("--latency-batch", help="Images in a pass that is timed.")
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option("--scope", help="What competes: local (each group), global or isomorphic."),
-    ] = None,
-    normalisation: Annotated[
-        str | None,
-        typer.Option("--normalisation", help="Of a group's scores: none, mean, max, l2 or rank."),
-    ] = None,
-    protect: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--protect",
-            metavar="PATTERN",
-            help="Groups, parameters or kind:NAME that stay whole; repeatable.",
-        ),
-    ] = None,
-    group_limits: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--group-limit",
-            metavar="PATTERN=LIMIT",
-            help="Largest share to go (0.5) or fewest units to stay (8) of groups; repeatable.",
-        ),
-    ] = None,
-    max_sparsity: Annotated[
-        float | None,
-        typer.Option("--max-sparsity", help="Largest share to go of every other group."),
-    ] = None,
-    round_to: Annotated[
-        int | None, typer.Option("--round-to", help="Keep a multiple of this in each group.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", "-e", help="Epochs of finetuning; 0 for none.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of finetuning.")] = None,
-    optimizer: Annotated[
-        str | None, typer.Option("--optimizer", help="adam, adamw or sgd.")
-    ] = None,
-    output: Output = None,
-    seed: Seed = None,
-    threads: Threads = None,
-    resume: Resume = False,
-    debug: Debug = False,
-) -> None:
-    """Prune your network: by flags, by one YAML file, or by a file that flags override.
-
-    Needs a model, data and exactly one of --sparsity, --params, --macs and --latency. The run
-    folder then holds config.yaml, result.json, plan.json, model.safetensors, model.json and
-    report.html.
-    """
-    flags = given(
-        model=model,
-        weights=weights,
-        data=given(
-            source=data,
-            test_source=test_data,
-            image_size=image_size,
-            batch_size=batch_size,
-            limit=limit,
-            skip_unreadable=skip_unreadable or None,
-        ),
-        criterion=criterion,
-        aggregation=aggregation,
-        target=given(sparsity=sparsity, params=params, macs=macs, latency=latency),
-        timing=given(batch=latency_batch),
-        scope=scope,
-        normalisation=normalisation,
-        protect=protect,
-        max_sparsity=max_sparsity,
-        round_to=round_to,
-        finetune=given(epochs=epochs, lr=lr, optimizer=optimizer),
-        output=output,
-        seed=seed,
-        threads=threads,
-    )
-    with guarded(debug) as going:
-        from secateur.study import RunConfig, prune_run
-        from secateur.study.reading import merge, parse, read_mapping
-        from secateur.study.store import with_output
-
-        if arguments:
-            flags["arguments"] = pairs(arguments)
-        if options:
-            flags["options"] = pairs(options, "option")
-        if group_limits:
-            flags["limits"] = pairs(group_limits, "group-limit", str)
-        raw = merge(read_mapping(run) if run else {}, flags)
-        check_resume(resume, raw.get("output"))
-        config = with_output(parse(RunConfig, raw, str(run or "")), "prune")
-        going.append(_resume_prune(config))
-        with bars() as progress:
-            result = prune_run(config, resume=resume, progress=progress, command=command())
-        show_result(result, Path(config.output or ""))
+app.command(epilog=cli_prune.EPILOG)(cli_prune.prune)
 
 
 @app.command(
@@ -300,8 +140,3 @@ def _resume_demo(config: DemoConfig) -> Callable[[], str]:
     if config.threads != type(config)().threads:
         parts += ["--threads", str(config.threads)]
     return lambda: stopped(config.output, [*parts, "--resume"])
-
-
-def _resume_prune(config: RunConfig) -> Callable[[], str]:
-    again = str(Path(config.output or "") / "config.yaml")
-    return lambda: stopped(config.output, ["secateur", "prune", again, "--resume"])

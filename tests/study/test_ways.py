@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file
-from small_runs import settings
+from small_runs import settings, write_residual
 from torch import Tensor
 
 import secateur
@@ -29,43 +29,6 @@ SPARSE = {"epochs": 3, "lr": 0.02, "optimizer": "sgd"}
 # Few steps, so large ones; without momentum they do not overshoot.
 FACTORS = {"factor_lr": 0.2, "momentum": 0.0, "train": SPARSE}
 SELECT = {"method": "select", "strength": 0.8, **FACTORS}
-
-BLOCKS_NET = """
-from torch import nn
-
-class Block(nn.Module):
-    def __init__(self, width, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, stride, 1), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width)
-        self.short = nn.Conv2d(width, width, 1, stride) if stride > 1 else nn.Identity()
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        y += self.short(x)
-        return self.relu(y)
-
-class Residual(nn.Sequential):
-    pass
-
-def build(width=8):
-    return Residual(
-        nn.Conv2d(1, width, 3, 1, 1), nn.ReLU(), Block(width, 1), Block(width, 2), Block(width, 1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
-    )
-
-def odd():
-    model = build()
-    model.act = lambda x: x
-    return model
-"""
-
-
-def blocks_net(folder: Path) -> str:
-    (folder / "blocks_net.py").write_text(BLOCKS_NET)
-    return f"{folder / 'blocks_net.py'}:build"
-
 
 WAYS: dict[str, dict[str, Any]] = {
     "bias": {"recover": "bias"},
@@ -98,7 +61,7 @@ def config_of(folder: Path, **over: Any) -> RunConfig:
     folder.mkdir(exist_ok=True)
     raw = settings(folder, **{"finetune": SHORT, **over})
     if raw["model"] == "blocks":
-        raw["model"] = blocks_net(folder)
+        raw["model"] = write_residual(folder)
     return parse(RunConfig, raw, "")
 
 
@@ -323,11 +286,11 @@ def test_what_this_network_cannot_is_refused_before_the_folder_is_claimed(
 def test_blocks_of_a_network_that_needs_its_factory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks_net(tmp_path)
+    write_residual(tmp_path)
     monkeypatch.chdir(tmp_path)
     sparse = {"method": "select", "blocks": 0.1}
     with pytest.raises(InputError, match=r"sparse\.blocks must be left out with model"):
-        run(tmp_path, model="blocks_net:odd", sparse=sparse, target=None)
+        run(tmp_path, model="residual_net:odd", sparse=sparse, target=None)
     assert not (tmp_path / "run").exists()
 
 
