@@ -114,7 +114,7 @@ def heat_figure(found: Sensitivity) -> Figure:
     ]
     figure = go.Figure(
         go.Heatmap(
-            x=[f"{100 * s:g} %" for s in found.sparsities],
+            x=[f"{100 * s:g}" for s in found.sparsities],
             y=list(range(1, len(names) + 1)),
             z=change,
             text=texts,
@@ -137,7 +137,12 @@ def heat_figure(found: Sensitivity) -> Figure:
     )
     labels = [safe(name) for name in short_names(names, longest=24)]
     figure.update_layout(
-        xaxis={"title": {"text": "Share of the group removed"}, "showgrid": False, "side": "top"},
+        xaxis={
+            "title": {"text": "% of group gone"},
+            "type": "category",
+            "showgrid": False,
+            "side": "top",
+        },
         yaxis={
             "tickvals": list(range(1, len(names) + 1)),
             "ticktext": labels,
