@@ -50,6 +50,7 @@ def timeless(result: Result) -> dict[str, Any]:
     plain = dataclasses.asdict(result)
     for name in ("dense", "pruned"):
         del plain[name]["speeds"]
+    del plain["facts"]["layers"]
     for entry in plain["history"]:
         del entry["seconds"]
     del plain["asked"]["output"]

@@ -22,11 +22,17 @@ from secateur.errors import InputError, PlanError, SecateurError, TraceError
 from secateur.measure import quality
 from secateur.models import load_model
 from secateur.plan import Plan
+from secateur.report.tables import tables
 from secateur.results import Result, load_result
 from secateur.study import RunConfig, kept, prune_run, store
 from secateur.study.config import to_plain
 
 LEFT = {"config.yaml", "model.json", "model.safetensors", "plan.json", "report.html", "result.json"}
+
+
+def left_by(result: Result) -> set[str]:
+    """Name all that a finished run leaves: its record, and every table for other programs."""
+    return LEFT | {f"{table.name}.{kind}" for table in tables(result) for kind in ("csv", "json")}
 
 
 def run(folder: Path, *, resume: bool = False, **over: Any) -> Result:
@@ -38,6 +44,7 @@ def timeless(result: Result) -> dict[str, Any]:
     plain = dataclasses.asdict(result)
     for name in ("dense", "pruned"):
         plain[name]["speeds"] = [speed["batch"] for speed in plain[name]["speeds"]]
+    del plain["facts"]["layers"]
     for entry in plain["history"]:
         del entry["seconds"]
     plain["notes"] = plain["notes"][0]
@@ -49,7 +56,7 @@ def timeless(result: Result) -> dict[str, Any]:
 class TestUndisturbed:
     def test_leaves_what_a_run_folder_holds(self, finished: tuple[Result, Path]) -> None:
         result, folder = finished
-        assert {path.name for path in folder.iterdir()} == LEFT
+        assert {path.name for path in folder.iterdir()} == left_by(result)
         assert load_result(folder / "result.json") == result
         assert result.command == "secateur prune run.yaml"
         assert result.asked["criterion"] == "l2"
@@ -125,13 +132,13 @@ def stop_after(room: object, name: str, when: Callable[..., bool], patch: Any) -
 
 STOPS = {
     "claimed": (store, "write_text", lambda path, _: path.name == "config.yaml"),
-    "dense judged": (store, "write_text", lambda path, _: path.name == "dense-validation.json"),
+    "dense judged": (kept, "tensors", lambda _, name, __: name == "dense-validation"),
     "planned": (store, "write_text", lambda path, _: path.name == "plan.json"),
-    "cut judged": (store, "write_text", lambda path, _: path.name == "cut-validation.json"),
+    "cut judged": (kept, "tensors", lambda _, name, __: name == "cut-validation"),
     "one epoch": (finetune_room, "write_state", lambda _, state, __: len(state.history) == 1),
     "two epochs": (finetune_room, "write_state", lambda _, state, __: len(state.history) == 2),
-    "dense tested": (store, "write_text", lambda path, _: path.name == "dense-test.json"),
-    "pruned tested": (store, "write_text", lambda path, _: path.name == "pruned-test.json"),
+    "dense tested": (kept, "tensors", lambda _, name, __: name == "dense-test"),
+    "pruned tested": (kept, "tensors", lambda _, name, __: name == "pruned-test"),
     "result filed": (store, "finish", lambda *_: True),
 }
 
@@ -145,12 +152,12 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     judged = []
-    whole = kept.quality
-    monkeypatch.setattr(kept, "quality", lambda *a, **k: judged.append(a[2]) or whole(*a, **k))
+    whole = kept.answers
+    monkeypatch.setattr(kept, "answers", lambda *a, **k: judged.append(a[2]) or whole(*a, **k))
     result = run(tmp_path, resume=True)
     assert timeless(result) == timeless(finished[0])
     assert weights(tmp_path / "run") == weights(finished[1])
-    assert {path.name for path in (tmp_path / "run").iterdir()} == LEFT
+    assert {path.name for path in (tmp_path / "run").iterdir()} == left_by(result)
     done = list(STOPS).index(stop)
     # Nothing is judged twice: two networks on validation, two on test.
     assert len(judged) == 4 - sum(done >= list(STOPS).index(name) for name in JUDGED)
@@ -163,7 +170,7 @@ def test_resuming_a_finished_run_does_nothing(
     finished: tuple[Result, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, folder = finished
-    monkeypatch.setattr(kept, "quality", None)
+    monkeypatch.setattr(kept, "answers", None)
     before = (folder / "result.json").read_bytes()
     config = RunConfig.model_validate(settings(folder.parent))
     assert prune_run(config, resume=True) == result

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,10 +18,12 @@ from torch.utils.data import DataLoader
 from secateur.checkpoint import load, save
 from secateur.data import Augment, ImageData, batches
 from secateur.errors import CheckpointError, InputError
+from secateur.facts import facts_from
 from secateur.finetune import TrainSettings, finetune
-from secateur.measure import environment, quality
+from secateur.measure import Answers, answers, environment
+from secateur.measure import judged as quality_of
 from secateur.plan import Plan
-from secateur.report import write_report
+from secateur.report import write_report, write_tables
 from secateur.results import CheckRecord, Epoch, Point, Quality, Result
 from secateur.rounds import PrunedInRounds, Round, structure_rounds
 from secateur.structure import describe
@@ -50,13 +53,35 @@ class Run:
 
 def judged(run: Run, name: str, model: nn.Module, data: ImageData, split: str) -> Quality:
     """Measure ``model`` on the ``validation`` or ``test`` split, once."""
+    return quality_of(answered(run, name, model, data, split))
 
-    def measure() -> Sequence[Quality]:
-        loader = batches(getattr(data, split), run.batch_size)
-        return [quality(model, loader, split, progress=run.progress)]
 
-    (found,) = store.remembered_records(run.stage(f"{name}.json"), Quality, measure)
-    return found
+def answered(run: Run, name: str, model: nn.Module, data: ImageData, split: str) -> Answers:
+    """Classify every image of a split, once."""
+
+    def classify() -> dict[str, Tensor]:
+        found = answers(
+            model, batches(getattr(data, split), run.batch_size), split, progress=run.progress
+        )
+        kept = {
+            "labels": torch.from_numpy(found.labels),
+            "predicted": torch.from_numpy(found.predicted),
+            "sure": torch.from_numpy(found.confidence),
+            "loss": torch.tensor(found.loss, dtype=torch.float64),
+        }
+        if found.among_five is not None:
+            kept["among_five"] = torch.from_numpy(found.among_five)
+        return kept
+
+    found = tensors(run, name, classify)
+    return Answers(
+        split=split,
+        labels=found["labels"].numpy(),
+        predicted=found["predicted"].numpy(),
+        confidence=found["sure"].numpy(),
+        among_five=found["among_five"].numpy() if "among_five" in found else None,
+        loss=float(found["loss"]),
+    )
 
 
 def planned(run: Run, choose: Callable[[], Plan]) -> Plan:
@@ -226,8 +251,14 @@ def concluded(
     dense and of the pruned network.
     """
     pruned = loaded(run, subject)
-    dense_quality = judged(run, "dense-test", subject.model, subject.data, "test")
-    pruned_quality = judged(run, "pruned-test", pruned, subject.data, "test")
+    threads = config.threads or 1
+    answered_test = (
+        answered(run, "dense-test", subject.model, subject.data, "test"),
+        answered(run, "pruned-test", pruned, subject.data, "test"),
+    )
+    dense_quality, pruned_quality = map(quality_of, answered_test)
+    classes, example = subject.data.classes, subject.example
+    facts = facts_from(subject.model, pruned, answered_test, classes, example, threads=threads)
     dense_speeds, pruned_speeds = stages.speeds(
         subject.model,
         pruned,
@@ -235,7 +266,7 @@ def concluded(
         sizes=config.speed.batches,
         repeats=config.speed.repeats,
         seconds=config.speed.seconds,
-        threads=config.threads or 1,
+        threads=threads,
         progress=run.progress,
     )
     result = Result(
@@ -252,6 +283,7 @@ def concluded(
         pinned=stages.pinned(subject.graph),
         given_back=dict(given_back),
         notes=(*notes, *subject.graph.notes),
+        facts=facts,
     )
     store.finish(run.folder, result)
     return reported(run.folder, result)
@@ -260,4 +292,5 @@ def concluded(
 def reported(folder: Path, result: Result) -> Result:
     """Draw the report of a finished run, and hand the result on."""
     write_report(result, folder / store.REPORT)
+    write_tables(result, folder)
     return result
