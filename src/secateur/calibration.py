@@ -254,8 +254,10 @@ def _samples(batch: Any, number: int) -> Iterator[tuple[Any, Any]]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where the network's parameters are; the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Return where the model's first parameter or buffer is; the CPU if it has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -53,8 +53,8 @@ def compare(
     flags = given(output=output, threads=threads)
     with guarded(debug) as going:
         from secateur.compare import CompareConfig, compare_run, dry_run
-        from secateur.compare.run import with_output
         from secateur.study.reading import merge, parse, read_mapping
+        from secateur.study.store import with_output
 
         raw = merge(read_mapping(study), flags)
         check_resume(resume, raw.get("output"))
@@ -64,7 +64,7 @@ def compare(
                 found = dry_run(config, progress)
             show_dry_run(found.trials, found.seconds / workers, workers)
             return
-        config = with_output(config)
+        config = with_output(config, "compare")
         again = str(Path(config.output or "") / "config.yaml")
         going.append(lambda: stopped(config.output, ["secateur", "compare", again, "--resume"]))
         with bars() as progress:

@@ -89,14 +89,14 @@ def sensitivity(
     with guarded(debug) as going:
         from secateur.report.sensitivity_page import summary
         from secateur.sensitivity import SensitivityConfig, sensitivity_run
-        from secateur.sensitivity.run import with_output
         from secateur.study.reading import merge, parse, read_mapping
+        from secateur.study.store import with_output
 
         if arguments:
             flags["arguments"] = pairs(arguments)
         raw = merge(read_mapping(run) if run else {}, flags)
         check_resume(resume, raw.get("output"))
-        config = with_output(parse(SensitivityConfig, raw, str(run or "")))
+        config = with_output(parse(SensitivityConfig, raw, str(run or "")), "sensitivity")
         again = str(Path(config.output or "") / "config.yaml")
         going.append(lambda: stopped(config.output, ["secateur", "sensitivity", again, "--resume"]))
         with bars() as progress:

@@ -8,9 +8,10 @@ import numpy as np
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from secateur.calibration import device_of
 from secateur.footprint import peak_memory
 from secateur.latency import batched, layer_times
-from secateur.measure import Answers, answers, device_of, sparse_bytes
+from secateur.measure import Answers, answers, sparse_bytes
 from secateur.pairing import by_class, confusion, mcnemar
 from secateur.results import Facts, LayerTime
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.calibration import device_of
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_attention, run_model
-from secateur.measure import device_of, evaluating
+from secateur.measure import evaluating
 
 
 def peak_memory(model: nn.Module, inputs: Any) -> int:

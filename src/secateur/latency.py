@@ -19,8 +19,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from secateur.calibration import device_of
 from secateur.errors import InputError
-from secateur.measure import device_of, evaluating
+from secateur.measure import evaluating
 from secateur.progress import track
 from secateur.results import Speed
 

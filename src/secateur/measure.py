@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.calibration import device_of
 from secateur.errors import InputError, SecateurError
 from secateur.progress import track
 from secateur.results import Quality
@@ -263,13 +264,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's first parameter or buffer is; the CPU if it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _logits(output: object, labels: Tensor) -> Tensor:

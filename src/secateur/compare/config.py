@@ -18,7 +18,6 @@ from pydantic import (
 
 from secateur.allocation import SCOPES, check_target
 from secateur.criteria import CRITERIA
-from secateur.criteria.combine import check_aggregation, check_normalisation
 from secateur.criteria.elements import ELEMENTWISE
 from secateur.criteria.orders import SCOPES as MIXED_SCOPES
 from secateur.errors import InputError, unknown_name
@@ -27,6 +26,7 @@ from secateur.latency import Timing
 from secateur.pareto import SCORES
 from secateur.recovery import METHODS
 from secateur.study.config import DataSettings
+from secateur.study.fields import Aggregation, Normalisation
 from secateur.weight_masks import SCOPES as WEIGHT_SCOPES
 
 GRANULARITIES = ("channel", "weight")
@@ -159,8 +159,8 @@ class CompareConfig(_Settings):
     epochs: tuple[int, ...] = Field(default=(0,), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     finetune: TrainSettings = TrainSettings()
-    aggregation: str = "sum"
-    normalisation: str = "mean"
+    aggregation: Aggregation = "sum"
+    normalisation: Normalisation = "mean"
     protect: tuple[str, ...] = ()
     round_to: int = Field(default=1, ge=1)
     max_sparsity: float | None = Field(default=None, gt=0, le=1)
@@ -216,18 +216,6 @@ class CompareConfig(_Settings):
     def _from_zero(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(one < 0 for one in value):
             raise InputError(f"a list must hold whole numbers from 0, but got {list(value)}")
-        return value
-
-    @field_validator("aggregation")
-    @classmethod
-    def _known_aggregation(cls, value: str) -> str:
-        check_aggregation(value)
-        return value
-
-    @field_validator("normalisation")
-    @classmethod
-    def _known_normalisation(cls, value: str) -> str:
-        check_normalisation(value)
         return value
 
     @field_validator("test")

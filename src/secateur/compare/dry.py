@@ -11,12 +11,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.calibration import device_of
 from secateur.compare.bench import Bench, set_up
 from secateur.compare.config import CompareConfig
 from secateur.compare.trials import Spec, grid, said
 from secateur.data import batches
 from secateur.errors import InputError
-from secateur.measure import device_of, evaluating
+from secateur.measure import evaluating
 from secateur.study import stages
 
 PASSES = 3

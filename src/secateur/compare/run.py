@@ -67,7 +67,7 @@ def compare_run(
     """
     if workers < 1:
         raise InputError(f"workers must be at least 1, but got {workers}")
-    config = with_output(config)
+    config = store.with_output(config, "compare")
     folder = Path(config.output or "")
     store.check_folder(folder, plain(config), resume)
     if (folder / COMPARISON).is_file():
@@ -89,14 +89,6 @@ def compare_run(
             )  # fmt: skip
         finally:
             lock.release()
-
-
-def with_output(config: CompareConfig) -> CompareConfig:
-    """Give settings without an output folder the first free ``runs/compare``."""
-    if config.output is not None:
-        return config
-    folder = store.free_folder(Path("runs") / "compare")
-    return config.model_copy(update={"output": folder.as_posix()})
 
 
 def _study(

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from secateur.allocation import check_target
 from secateur.criteria import CRITERIA
-from secateur.criteria.combine import check_aggregation
 from secateur.errors import InputError
 from secateur.study.config import DataSettings
+from secateur.study.fields import Aggregation
 
 TARGETS = ("sparsity", "macs", "params")
 
@@ -69,7 +69,7 @@ class SensitivityConfig(BaseModel):
     data: DataSettings
     criterion: str = "taylor"
     options: dict[str, Any] = Field(default_factory=dict)
-    aggregation: str = "sum"
+    aggregation: Aggregation = "sum"
     sparsities: tuple[float, ...] = Field(
         default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=1
     )
@@ -89,12 +89,6 @@ class SensitivityConfig(BaseModel):
     def _known_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "criterion" in info.data:
             CRITERIA[info.data["criterion"]].with_options(**value)
-        return value
-
-    @field_validator("aggregation")
-    @classmethod
-    def _known_aggregation(cls, value: str) -> str:
-        check_aggregation(value)
         return value
 
     @field_validator("sparsities")

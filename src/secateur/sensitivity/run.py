@@ -103,7 +103,7 @@ def sensitivity_run(
         PlanError: nothing can be cut, or the target is out of reach.
         VerificationError: a cut network differs from its masked reference.
     """
-    config = with_output(config)
+    config = store.with_output(config, "sensitivity")
     folder = Path(config.output or "")
     store.check_folder(folder, plain(config), resume)
     if (folder / FILE).is_file():
@@ -118,14 +118,6 @@ def sensitivity_run(
         factory = kept.factory_for(config.model, model) if config.target.given else None
         store.claim(folder, to_yaml(config))
         return _measure(_Run(config, subject, folder, progress), factory, command)
-
-
-def with_output(config: SensitivityConfig) -> SensitivityConfig:
-    """Give settings without an output folder the first free ``runs/sensitivity``."""
-    if config.output is not None:
-        return config
-    folder = store.free_folder(Path("runs") / "sensitivity")
-    return config.model_copy(update={"output": folder.as_posix()})
 
 
 def _measure(run: _Run, factory: str | None, command: str) -> Sensitivity:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from secateur.errors import CheckpointError, InputError
 from secateur.results import Result, load_result, save_result
-from secateur.study.config import RunSettings
 from secateur.study.reading import differences, read_mapping
 
 CONFIG = "config.yaml"
@@ -25,7 +24,18 @@ REPORT = "report.html"
 STAGES = "stages"
 
 T = TypeVar("T")
-S = TypeVar("S", bound=RunSettings)
+
+
+class _Placed(Protocol):
+    """Settings that say where a run is left."""
+
+    @property
+    def output(self) -> str | None: ...
+
+    def model_copy(self: S, *, update: Mapping[str, Any] | None = None) -> S: ...
+
+
+S = TypeVar("S", bound=_Placed)
 
 
 def free_folder(wanted: Path) -> Path:
