@@ -1,4 +1,4 @@
-"""Five ways of pruning the course project's network, accuracy against sparsity.
+"""Five ways of pruning the course project's network, accuracy against sparsity; and a control.
 
     python benchmarks/five_methods.py --data ../shared/data/cifar10-jpeg --out runs/five-methods
 
@@ -150,15 +150,31 @@ def structure_selection(dense: nn.Module, task: Task) -> Points:
         model = secateur.cut(whole, make_plan(graph, found.removed)) if found.removed else whole
         train_sparse(model, task.loader(), task.settings(4), strength=0.005)
         yield f"factors {strength}, L1", model
-        for left in (0.1, 0.05, 0.03, 0.02, 0.015, 0.01):
-            # Folded factors make the weights that read a layer small, so one threshold on
-            # magnitudes would empty the last layer; LAMP compares within layers first.
-            weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
-            secateur.sparsify(
-                model, "lamp", max(0.0, 1 - left * WHOLE / weights), scope="global", inplace=True
-            )
-            train_sparse(model, task.loader(), task.settings(3))
-            yield f"factors {strength}, L1, threshold at {left:.1%} left", model
+        for name, thinner in thresholds(model, task):
+            yield f"factors {strength}, L1, {name}", thinner
+
+
+def thresholds(model: nn.Module, task: Task) -> Points:
+    """Zero the least weights in steps and settle, in place.
+
+    Folded factors make the weights that read a layer small, so one threshold on magnitudes would
+    empty the last layer; LAMP compares within layers first.
+    """
+    for left in (0.1, 0.05, 0.03, 0.02, 0.015, 0.01):
+        weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+        share = max(0.0, 1 - left * WHOLE / weights)
+        secateur.sparsify(model, "lamp", share, scope="global", inplace=True)
+        train_sparse(model, task.loader(), task.settings(3))
+        yield f"threshold at {left:.1%} left", model
+
+
+def no_selection(dense: nn.Module, task: Task) -> Points:
+    """All of structure selection but the selection: what do the thresholds do by themselves?"""
+    model = copy.deepcopy(dense)
+    train_sparse(model, task.loader(), task.settings(4), strength=0.005)
+    yield "L1", model
+    for name, thinner in thresholds(model, task):
+        yield f"L1, {name}", thinner
 
 
 METHODS: dict[str, Callable[[nn.Module, Task], Points]] = {
@@ -167,6 +183,7 @@ METHODS: dict[str, Callable[[nn.Module, Task], Points]] = {
     "filters by L2": structures("l2", CONVOLUTIONS),
     "neurons by L2": structures("l2", DENSE),
     "structure selection": structure_selection,
+    "its thresholds without selection": no_selection,
 }
 
 
