@@ -82,15 +82,16 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def opened(page: Page, path: Path) -> list[str]:
-    """Open a page until all is drawn; return what the console and the network said."""
+    """Open a page and go through it until all is drawn; return what console and network said."""
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("requestfailed", lambda request: said.append(request.url))
     page.goto(path.as_uri())
-    page.wait_for_function(
-        "[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))"
-    )
+    for place in page.locator(".plot").all():
+        place.scroll_into_view_if_needed()
+        place.locator(".main-svg").first.wait_for(state="attached")
+    page.evaluate("scrollTo(0, 0)")
     return said
 
 
@@ -150,7 +151,7 @@ def test_tables_sort_both_ways(pages: dict[str, Path], page: Page) -> None:
 
 
 def test_a_thousand_trials_load_in_two_seconds(pages: dict[str, Path], browser: Browser) -> None:
-    """Processor time of the page until it is drawn: a busy machine may take longer by the clock."""
+    """Processor time until what is in sight is drawn: by the clock a busy machine is slower."""
     spent = []
     for _ in range(3):
         context = browser.new_context()
@@ -158,7 +159,8 @@ def test_a_thousand_trials_load_in_two_seconds(pages: dict[str, Path], browser: 
         page = context.new_page()
         watch = context.new_cdp_session(page)
         watch.send("Performance.enable", {"timeDomain": "threadTicks"})
-        opened(page, pages["thousand"])
+        page.goto(pages["thousand"].as_uri())
+        page.locator(".plot .main-svg").first.wait_for(state="attached")
         found = watch.send("Performance.getMetrics")["metrics"]
         spent.append({one["name"]: one["value"] for one in found}["TaskDuration"])
         context.close()

@@ -80,11 +80,18 @@
     return layout;
   }
 
-  function drawAll() {
-    for (const { place, spec } of drawings) {
-      const layout = themed(place, spec);
-      place.style.minHeight = `${layout.height}px`;
-      Plotly.react(place, spec.data, layout, config);
+  function draw({ place, spec }) {
+    Plotly.react(place, spec.data, themed(place, spec), config);
+  }
+
+  function drawAgain() {
+    drawings.filter(({ seen }) => seen).forEach(draw);
+  }
+
+  function show(drawing) {
+    if (!drawing.seen) {
+      drawing.seen = true;
+      draw(drawing);
     }
   }
 
@@ -96,15 +103,29 @@
     const script = document.createElement("script");
     script.textContent = source.textContent;
     document.head.append(script);
+    /* Each is drawn shortly before it can be seen: a page with many opens as fast as with one. */
+    const near = new IntersectionObserver(
+      (entries) => {
+        for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+          near.unobserve(target);
+          show(drawings.find(({ place }) => place === target));
+        }
+      },
+      { rootMargin: "300px" },
+    );
     for (const place of document.querySelectorAll(".plot")) {
       const data = document.getElementById(place.id.replace("plot-", "data-"));
-      drawings.push({ place, spec: JSON.parse(data.textContent) });
+      const drawing = { place, spec: JSON.parse(data.textContent), seen: false };
+      place.style.minHeight = `${themed(place, drawing.spec).height}px`;
+      drawings.push(drawing);
+      near.observe(place);
     }
-    drawAll();
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-    matchMedia(`(max-width: ${narrow}px)`).addEventListener("change", drawAll);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAgain);
+    matchMedia(`(max-width: ${narrow}px)`).addEventListener("change", drawAgain);
+    addEventListener("beforeprint", () => drawings.forEach(show));
     matchMedia("print").addEventListener("change", () => {
-      drawAll();
+      drawings.forEach(show);
+      drawAgain();
       drawings.forEach(({ place }) => Plotly.Plots.resize(place));
     });
   }
