@@ -43,6 +43,11 @@ WHOLE = 592_933
 CONVOLUTIONS = ("features.0", "features.2", "features.6", "features.8")
 DENSE = ("classifier.0",)
 PUBLISHED = {"accuracy": 0.7264, "sparsity": 0.985, "score": 0.856}
+SHOWN = 0.5
+LOOKS = (
+    ("#0072b2", "circle"), ("#d55e00", "square"), ("#e69f00", "diamond"), ("#009e73", "cross"),
+    ("#cc79a7", "triangle-up"), ("#56b4e9", "x"),
+)  # fmt: skip
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -241,24 +246,31 @@ def run_method(method: str, dense: nn.Module, task: Task, out: Path) -> None:
 def report(out: Path) -> None:
     figure = go.Figure()
     points = [json.loads(path.read_text()) for path in sorted(out.glob("*/point-*.json"))]
-    for method in METHODS:
-        mine = sorted((p["sparsity"], p["accuracy"]) for p in points if p["method"] == method)
-        if mine:
-            x, y = zip(*mine, strict=True)
-            figure.add_scatter(x=x, y=y, mode="markers", name=method)
-    front: list[tuple[float, float]] = []
+    front: list[dict[str, Any]] = []
     for p in sorted(points, key=lambda p: -p["sparsity"]):
-        if not front or p["accuracy"] > front[-1][1]:
-            front.append((p["sparsity"], p["accuracy"]))
-    if front:
-        x, y = zip(*front, strict=True)
-        figure.add_scatter(x=x, y=y, mode="lines", name="Pareto frontier", line_shape="vh")
+        if p["accuracy"] > max([SHOWN, *(other["accuracy"] for other in front)]):
+            front.append(p)
+    left, accuracy = [1 - p["sparsity"] for p in front], [p["accuracy"] for p in front]
     figure.add_scatter(
-        x=[PUBLISHED["sparsity"]], y=[PUBLISHED["accuracy"]], mode="markers", name="published",
-        marker={"symbol": "star", "size": 12},
+        x=left, y=accuracy, mode="lines", name="Pareto frontier", line={"shape": "vh", "width": 6,
+        "color": "#d9dde3"},
     )  # fmt: skip
-    figure.update_xaxes(title="sparsity (share of 592,933 parameters)")
-    figure.update_yaxes(title="accuracy on validation")
+    for method, (color, symbol) in zip(METHODS, LOOKS, strict=True):
+        mine = [p for p in points if p["method"] == method]
+        figure.add_scatter(
+            x=[1 - p["sparsity"] for p in mine], y=[p["accuracy"] for p in mine], name=method,
+            mode="markers", marker={"color": color, "symbol": symbol, "size": 9},
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[1 - PUBLISHED["sparsity"]], y=[PUBLISHED["accuracy"]], mode="markers", name="published",
+        marker={"symbol": "star", "size": 14, "color": "black"},
+    )  # fmt: skip
+    figure.update_xaxes(
+        title="parameters left (share of 592,933)", type="log", tickformat="~%", range=[0, -2.1],
+        tickvals=[1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01],
+    )  # fmt: skip
+    figure.update_yaxes(title="accuracy on validation", tickformat=".0%", range=[SHOWN, 0.9])
+    figure.update_layout(template="plotly_white", margin={"t": 30})
     figure.write_html(out / "pareto.html", include_plotlyjs=True)
     best = [json.loads(path.read_text()) for path in sorted(out.glob("*/best.json"))]
     lines = [
