@@ -5,7 +5,8 @@
 
 Calibration images come from train; the seed decides which. Only channels inside residual blocks
 are cut. The rows with epochs train the network as it was cut, on the 45,000 images that are not
-validation, and take the best epoch on validation. Each finished row is a JSON file; a stopped run
+validation, and take the best epoch on validation; ``--plans "nothing cut" --methods "1 epoch"``
+does so with the dense network, to tell what these images bring by themselves. Each finished row is a JSON file; a stopped run
 goes on. Accuracy is on the test split; ``table.md`` has the mean over seeds and its spread.
 """
 
@@ -26,10 +27,11 @@ import secateur
 from secateur.data import Augment, ImageData, ImageSet, batches, load_data
 from secateur.finetune import TrainSettings, finetune
 from secateur.models import cifar_resnet, load_weights
+from secateur.planning import make_plan
 from secateur.recovery import reconstruction_scores, recover
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PLANS = ("l2", "reconstruction")
+PLANS = ("l2", "reconstruction", "nothing cut")
 METHODS = (
     "none", "bias", "recalibrate", "least_squares", "least_squares:every layer", "1 epoch",
     "3 epochs",
@@ -56,6 +58,10 @@ def prepared(asked: argparse.Namespace, plan_name: str, seed: int) -> dict[str, 
     graph = secateur.trace(model, calibration[0][0][:2])
     # The residual groups reach through a whole stage: cutting them costs far more.
     inner = [group.name for group in graph.groups if len(group.slots) < 20]
+    if plan_name == "nothing cut":
+        plan = make_plan(graph, {})
+        return {"data": data, "model": model, "plan": plan, "pruned": model,
+                "calibration": calibration}  # fmt: skip
     if plan_name == "reconstruction":
         scores = reconstruction_scores(graph, calibration, inner)
     else:
@@ -136,7 +142,7 @@ def main() -> None:
     parser.add_argument("--scope", default="global")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="test")
-    parser.add_argument("--plans", nargs="*", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--plans", nargs="*", choices=PLANS, default=list(PLANS[:2]))
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
