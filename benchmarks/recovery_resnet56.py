@@ -6,8 +6,9 @@
 Calibration images come from train; the seed decides which. Only channels inside residual blocks
 are cut. The rows with epochs train the network as it was cut, on the 45,000 images that are not
 validation, and take the best epoch on validation; ``--plans "nothing cut" --methods "1 epoch"``
-does so with the dense network, to tell what these images bring by themselves. Each finished row is a JSON file; a stopped run
-goes on. Accuracy is on the test split; ``table.md`` has the mean over seeds and its spread.
+does so with the dense network, to tell what these images bring by themselves. Each finished row is
+a JSON file; a stopped run goes on. Accuracy is on the test split; ``table.md`` has the mean over
+seeds and each seed's.
 """
 
 from __future__ import annotations
