@@ -45,7 +45,7 @@ def test_each_way_runs_from_its_file(name: str, tmp_path: Path) -> None:
     }
     if name == "blocks":
         # A dozen steps must do what hundreds have time for.
-        few = {"strength": 0.8, "blocks": 0.8, "factor_lr": 0.2, "momentum": 0.0}
+        few = {"strength": 0.8, "blocks": 0.8, "factor_lr": 0.3, "momentum": 0.0}
         small["sparse"] = {**asked["sparse"], **few}
     result = prune_run(parse(RunConfig, small, name))
     assert result.check.ok
