@@ -11,6 +11,9 @@ import typer
 from secateur.cli_shared import (
     Arguments,
     Debug,
+    ImageSize,
+    Limit,
+    Model,
     Output,
     Resume,
     Seed,
@@ -50,10 +53,7 @@ def prune(
     run: Annotated[
         Path | None, typer.Argument(help="A YAML file with the settings below; flags override it.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="package.module:callable or file.py:callable."),
-    ] = None,
+    model: Model = None,
     arguments: Arguments = None,
     weights: Weights = None,
     data: Annotated[
@@ -67,15 +67,11 @@ def prune(
     test_data: Annotated[
         str | None, typer.Option("--test-data", help="Another source for the test split.")
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Side in pixels that images are scaled to.")
-    ] = None,
+    image_size: ImageSize = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Images in a batch.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="At most so many images per split.")
-    ] = None,
+    limit: Limit = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave unreadable images out, counted.")
     ] = False,

@@ -11,6 +11,9 @@ from rich.console import Console
 from secateur.cli_shared import (
     Arguments,
     Debug,
+    ImageSize,
+    Limit,
+    Model,
     Output,
     Resume,
     Seed,
@@ -38,21 +41,14 @@ def sensitivity(
     run: Annotated[
         Path | None, typer.Argument(help="A YAML file; docs/sensitivity.md has its keys.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="package.module:callable or file.py:callable."),
-    ] = None,
+    model: Model = None,
     arguments: Arguments = None,
     weights: Weights = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Source of the images, as for prune.")
     ] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", help="Side in pixels that images are scaled to.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="At most so many images per split.")
-    ] = None,
+    image_size: ImageSize = None,
+    limit: Limit = None,
     criterion: Annotated[
         str | None, typer.Option("--criterion", "-c", help="Which units of a group go first.")
     ] = None,

@@ -46,6 +46,13 @@ Arguments = Annotated[
     typer.Option("--arg", "-a", metavar="NAME=VALUE", help="Argument of the callable; repeatable."),
 ]
 Weights = Annotated[str | None, typer.Option("--weights", "-w", help="A safetensors file.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="package.module:callable or file.py:callable.")
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", help="Side in pixels that images are scaled to.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="At most so many images per split.")]
 
 
 @contextlib.contextmanager
