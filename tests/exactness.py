@@ -24,7 +24,7 @@ import secateur
 from secateur.errors import PlanError
 from secateur.graph.copies import copy_model
 from secateur.planning import make_plan
-from secateur.verification import _error, _outputs
+from secateur.verification import _outputs, largest_error
 
 LIMIT = 1e-10
 
@@ -232,10 +232,10 @@ class Twins:
         found = _outputs(pruned, self.inputs, torch.float64)
         masked = secateur.mask(self._twin({name for name, _ in plan.consumers}), plan, inplace=True)
         wanted = _outputs(masked, self.inputs, torch.float64)
-        error = _error(found, wanted)
+        error = largest_error(found, wanted)
         if not error <= LIMIT:
             return f"max_error {error:.1e}"
-        return "" if _error(self.dense, wanted) > LIMIT else UNCHANGED
+        return "" if largest_error(self.dense, wanted) > LIMIT else UNCHANGED
 
     def _twin(self, own: set[str]) -> nn.Module:
         def replace(name: str, tensor: Tensor) -> Tensor:

@@ -67,22 +67,22 @@ def verify(
         raise InputError(f"dtype must be torch.float64 or torch.float32, but got {dtype}")
     if any(t.is_meta for t in (*model.parameters(), *tensor_leaves(example_inputs))):
         raise InputError("verify computes outputs, so model and inputs must not be on meta")
-    inputs = map_tensors(example_inputs, lambda t: _to(t, dtype))
-    dense = copy_model(model, lambda _, t: _to(t, dtype)).eval()
+    inputs = map_tensors(example_inputs, lambda t: in_precision(t, dtype))
+    dense = copy_model(model, lambda _, t: in_precision(t, dtype)).eval()
     exact = _unrounded(dense, plan)
     small = copy_model(pruned, lambda name, t: _prefer(exact.get(name), t, dtype)).eval()
     result = _outputs(small, inputs, dtype)
     reference = _outputs(mask(dense, plan, inplace=True), inputs, dtype)
     del small, dense
     # A copy of its own: a network may change its buffers as it runs.
-    before = _outputs(copy_model(model, lambda _, t: _to(t, dtype)).eval(), inputs, dtype)
-    error = _error(result, reference)
+    before = _outputs(copy_model(model, lambda _, t: in_precision(t, dtype)).eval(), inputs, dtype)
+    error = largest_error(result, reference)
     tolerance = TOLERANCES[dtype]
     return Check(
         max_error=error,
         tolerance=tolerance,
         ok=error <= tolerance,
-        changed=_error(before, reference) > tolerance,
+        changed=largest_error(before, reference) > tolerance,
         dtype=str(dtype).removeprefix("torch."),
     )
 
@@ -97,7 +97,7 @@ def _unrounded(dense: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 def _prefer(exact: Tensor | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Take a scaled weight as it was before it was rounded, if rounding is all that differs."""
-    rounded = _to(tensor, dtype)
+    rounded = in_precision(tensor, dtype)
     if exact is None or exact.shape != rounded.shape:
         return rounded
     slack = 4 * torch.finfo(tensor.dtype).eps
@@ -112,7 +112,7 @@ def _outputs(network: nn.Module, inputs: Any, dtype: torch.dtype) -> list[Tensor
         return [tensor.detach() for tensor in tensor_leaves(run_model(network, fresh))]
 
 
-def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Copy a tensor, floating ones in ``dtype`` and complex ones to match."""
     data = tensor.detach()
     if data.is_floating_point():
@@ -126,7 +126,7 @@ def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return data
 
 
-def _error(result: list[Tensor], reference: list[Tensor]) -> float:
+def largest_error(result: list[Tensor], reference: list[Tensor]) -> float:
     """Return the largest relative difference; infinite where shapes or NaNs differ."""
     if len(result) != len(reference):
         return float("inf")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from secateur.comparison import Comparison, Setup, Trial, scored
 from secateur.report import format as fmt
 from secateur.report.cells import Cell, Column, Table
+from secateur.report.cells import text_cell as _text
 
 COST_WORDS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "latency": "time"}
 """How texts call the costs."""
@@ -220,10 +221,6 @@ def _trial(trial: Trial) -> tuple[Cell, ...]:
         trial.latency, trial.max_error, trial.error,
     )  # fmt: skip
     return tuple(Cell(value, "" if value is None else str(value)) for value in plain)
-
-
-def _text(value: str) -> Cell:
-    return Cell(value, value)
 
 
 def seconds_of(comparison: Comparison) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from secateur.report import format as fmt
 from secateur.report import tables as tables_of
 from secateur.report.cells import Cell, Column, Table
+from secateur.report.cells import text_cell as _text
 from secateur.report.export import write_each
 from secateur.report.figures import Figure, finished, safe, short_names
 from secateur.report.page import render_page, write_page
@@ -270,10 +271,6 @@ def _division(found: Sensitivity, one: Allocation) -> tuple[Cell, ...]:
 def _accuracy(found: Sensitivity, entry: GroupEntry, sparsity: float) -> Cell:
     value = found.at(entry.name, sparsity).accuracy
     return Cell(value, fmt.percent(value, 1))
-
-
-def _text(value: str) -> Cell:
-    return Cell(value, value)
 
 
 def _percents(shares: Sequence[float]) -> str:

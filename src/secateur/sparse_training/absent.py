@@ -20,6 +20,7 @@ from secateur.graph.copies import copy_model, map_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_attention, run_model
 from secateur.sparse_training.blocks import Block, Blocks
+from secateur.verification import in_precision, largest_error
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -113,14 +114,14 @@ def remove_blocks(
     changed: M = model if inplace else _copied(model)
     stands = _stand_ins(model, blocks, example_inputs)
     expected = _outputs(_silenced(model, blocks), example_inputs)
-    trial = copy_model(model, _double)
+    trial = copy_model(model, lambda _, tensor: _double(tensor))
     _put(trial, stands)
     try:
         found = _outputs(trial, example_inputs)
     except (AttributeError, TypeError, RuntimeError, ValueError, IndexError) as error:
         names = ", ".join(block.name for block in blocks)
         raise PlanError(f"{names} cannot go, the model's code fails without: {error}") from error
-    worst = _farthest(found, expected)
+    worst = largest_error(found, expected)
     if worst > TOLERANCE:
         raise VerificationError(
             f"the network without {', '.join(block.name for block in blocks)} differs from the one "
@@ -137,9 +138,10 @@ def difference(one: nn.Module, other: nn.Module, example_inputs: Any) -> float:
     shapes differ.
     """
     found, expected = (
-        _outputs(copy_model(network, _double), example_inputs) for network in (one, other)
+        _outputs(copy_model(network, lambda _, tensor: _double(tensor)), example_inputs)
+        for network in (one, other)
     )
-    return _farthest(found, expected) if len(found) == len(expected) else float("inf")
+    return largest_error(found, expected)
 
 
 def removable(graph: Graph, blocks: Blocks) -> Blocks:
@@ -287,7 +289,7 @@ def _put(model: nn.Module, stands: Mapping[str, nn.Module]) -> None:
 
 def _silenced(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     """Return a copy in float64 with the branches' last layers at zero: the reference."""
-    copied = copy_model(model, _double)
+    copied = copy_model(model, lambda _, tensor: _double(tensor))
     parameters = dict(copied.named_parameters())
     with torch.no_grad():
         for block in blocks:
@@ -297,7 +299,7 @@ def _silenced(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
 
 
 def _outputs(model: nn.Module, example_inputs: Any, *, wide: bool = True) -> list[Tensor]:
-    inputs = map_tensors(example_inputs, lambda t: _double("", t) if wide else t.clone())
+    inputs = map_tensors(example_inputs, _double if wide else torch.clone)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -307,28 +309,13 @@ def _outputs(model: nn.Module, example_inputs: Any, *, wide: bool = True) -> lis
             module.training = mode
 
 
-def _farthest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest difference, relative to the largest magnitude of its tensor."""
-    worst = 0.0
-    for a, b in zip(found, expected, strict=True):
-        if a.shape != b.shape or not torch.equal(a.isfinite(), b.isfinite()):
-            return float("inf")
-        a, b = a[a.isfinite()].double(), b[b.isfinite()].double()
-        if b.numel():
-            scale = b.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-            worst = max(worst, float((a - b).abs().max() / scale))
-    return worst
-
-
 def _copied(model: M) -> M:
     copied: M = copy_model(model, lambda _, tensor: _like(tensor, tensor.detach().clone()))  # type: ignore[assignment]
     return copied
 
 
-def _double(_: str, tensor: Tensor) -> Tensor:
-    data = tensor.detach()
-    return _like(tensor, data.to(torch.float64, copy=True) if data.is_floating_point() else
-                 data.clone())  # fmt: skip
+def _double(tensor: Tensor) -> Tensor:
+    return in_precision(tensor, torch.float64)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
