@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from secateur.errors import ExportError, InputError
 from secateur.graph.copies import map_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import check_inputs, run_model
-from secateur.latency import batched
+from secateur.latency import Timing, batched, paired
 from secateur.results import Speed
 
 TOLERANCE = 1e-4
@@ -141,6 +142,29 @@ def _error(found: list[Tensor], wanted: list[Tensor], what: str) -> float:
         relative = gap / scale if scale else (0.0 if gap == 0 else float("inf"))
         worst = max(worst, relative if relative == relative else float("inf"))
     return worst
+
+
+def in_turns(
+    network: nn.Module,
+    exported: nn.Module,
+    example: Any,
+    batches: Sequence[int],
+    timing: Timing,
+    progress: Progress | None,
+) -> tuple[Mapping[str, Speed], ...]:
+    """Time PyTorch and the export in turns, at each batch size."""
+    return tuple(
+        paired(
+            {"pytorch": network, "exported": exported},
+            example,
+            batch=batch,
+            repeats=timing.repeats,
+            threads=timing.threads,
+            seconds=timing.seconds,
+            progress=progress,
+        )
+        for batch in batches
+    )
 
 
 def dynamic(example: Any, batch: Any) -> Any:

@@ -19,12 +19,12 @@ from secateur.deployment.agreement import (
     dynamic,
     exporters_quiet,
     first_line,
+    in_turns,
     prepared,
 )
 from secateur.errors import ExportError, InputError
 from secateur.graph.program import tensor_leaves
-from secateur.latency import Timing, paired
-from secateur.results import Speed
+from secateur.latency import Timing
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 MOST_BYTES = 2**31 - 2**20
@@ -70,9 +70,7 @@ def export_onnx(
         _write(network, example, partial)
         session = Session(partial, example, timing.threads)
         error, varied = agreement(network, example, session.outputs, "the ONNX file")
-        speeds = tuple(
-            _speeds(network, session, example, batch, timing, progress) for batch in batches
-        )
+        speeds = in_turns(network, session, example, batches, timing, progress)
         size = partial.stat().st_size
         partial.replace(path)
     finally:
@@ -159,22 +157,3 @@ def _write(network: nn.Module, example: Any, path: Path) -> None:
             f"the network cannot be exported to ONNX with a free batch dimension: "
             f"{first_line(error)}"
         ) from error
-
-
-def _speeds(
-    network: nn.Module,
-    session: Session,
-    example: Any,
-    batch: int,
-    timing: Timing,
-    progress: Progress | None,
-) -> dict[str, Speed]:
-    return paired(
-        {"pytorch": network, "exported": session},
-        example,
-        batch=batch,
-        repeats=timing.repeats,
-        threads=timing.threads,
-        seconds=timing.seconds,
-        progress=progress,
-    )

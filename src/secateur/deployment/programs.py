@@ -18,12 +18,13 @@ from secateur.deployment.agreement import (
     dynamic,
     exporters_quiet,
     first_line,
+    in_turns,
     prepared,
 )
 from secateur.errors import ExportError, InputError
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
-from secateur.latency import Timing, paired
+from secateur.latency import Timing
 
 SUFFIX = ".pt2"
 
@@ -68,18 +69,7 @@ def export_program(
         error, varied = agreement(
             network, example, lambda given: tensor_leaves(run_model(again, given)), "the program"
         )
-        speeds = tuple(
-            paired(
-                {"pytorch": network, "exported": _Plain(again)},
-                example,
-                batch=batch,
-                repeats=timing.repeats,
-                threads=timing.threads,
-                seconds=timing.seconds,
-                progress=progress,
-            )
-            for batch in batches
-        )
+        speeds = in_turns(network, _Plain(again), example, batches, timing, progress)
         size = partial.stat().st_size
         partial.replace(path)
     finally:
