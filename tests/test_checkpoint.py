@@ -141,7 +141,8 @@ model = secateur.load(sys.argv[1])
 data = safetensors.torch.load_file(sys.argv[2])
 with torch.no_grad():
     output = model.eval()(data["x"])
-assert torch.equal(output, data["y"]), (output - data["y"]).abs().max()
+# Weights that lie elsewhere in memory may be summed in another order.
+assert torch.allclose(output, data["y"], rtol=1e-5, atol=1e-6), (output - data["y"]).abs().max()
 print(type(model).__name__, sum(p.numel() for p in model.parameters()))
 """
 

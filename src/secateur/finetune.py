@@ -95,8 +95,8 @@ def finetune(
         InputError: the folder cannot be written or has too little space, or holds a training
             and ``resume`` is False, or ``resume`` is asked under other settings; a mask fits
             no parameter; ``teacher`` and ``distill_weight`` do not go together; the hook goes
-            on longer than the training; the device lacks the precision, or a tracker cannot
-            be had.
+            on longer than the training or changes masks later than it says; the device lacks
+            the precision, or a tracker cannot be had.
         CheckpointError: all checkpoints of the folder are damaged.
         SecateurError: the loss is not a number; the best weights so far are in the model.
     """

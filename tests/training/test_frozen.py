@@ -68,13 +68,22 @@ def test_zeros_are_exact_through_a_hundred_steps(over: dict[str, object], when: 
                 assert not bool(torch.signbit(gone).any())
         return None
 
-    finetune(model, data(), data(), settings(**over), hook=StepHook(look))
+    finetune(model, data(), data(), settings(**over), hook=StepHook(look, until=when))
     assert steps == list(range(when + 1, 101))
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         assert not bool(parameters[name][~mask].any())
         # A unit that nobody reads any more learns nothing, so not quite all have moved.
         assert float((parameters[name][mask] != begun[name][mask]).float().mean()) > 0.8
+
+
+def test_masks_that_change_after_the_hook_said_it_was_done_are_refused() -> None:
+    """Else the best epoch could be one from before them, and its weights not masked at all."""
+    model = network()
+    masks = halves(model)
+    hook = StepHook(lambda now, step, current: masks if step == 30 else None, until=29)
+    with pytest.raises(InputError, match="until=29.*step 30"):
+        finetune(model, data(), data(), settings(), hook=hook)
 
 
 def test_without_the_second_clearing_moments_would_move_a_masked_weight() -> None:

@@ -31,8 +31,8 @@ class StepHook:
         after: called with (model, steps done, masks) before the first step (0 steps done)
             and after each one; returns new masks, or None where nothing changes. It must
             depend on its arguments alone, or a resumed training ends otherwise.
-        until: the step after which nothing changes any more. The best epoch is looked for
-            among the epochs that end there or later.
+        until: the step after which nothing changes any more; masks that change later are
+            refused. The best epoch is looked for among the epochs that end there or later.
         asked: what tells this hook from another, ready for JSON; a resume must ask the same.
     """
 

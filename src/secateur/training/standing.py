@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.errors import InputError
 from secateur.results import Epoch
 from secateur.training.frozen import Frozen, Masks, StepHook
 from secateur.training.rates import flat_epochs
@@ -103,6 +104,12 @@ class Standing:
             return
         masks = self.hook.after(self.model, self.steps, self.masks)
         if masks is not None:
+            if self.steps > self.hook.until:
+                # The best epoch may be one from before: its weights would not be masked.
+                raise InputError(
+                    f"hook must change no mask after its step until={self.hook.until}, "
+                    f"but did at step {self.steps}"
+                )
             self.masks = masks
             self.frozen = Frozen(self.model, masks)
 
