@@ -100,6 +100,34 @@ class Width:
 
 
 @dataclass(frozen=True)
+class LayerZeros:
+    """Weights of one layer that pruning may set to zero, and how many of them are zero."""
+
+    layer: str
+    weights: int
+    zeros: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch of a network whose training could let branches go.
+
+    Attributes:
+        name: the module that holds the sum.
+        gone: whether it was removed.
+        factor: at the end of that training, 1 at its start; None for a branch that had none.
+        params: parameters of the branch in the dense network; None where they are not counted.
+        reason: why it had no factor, else "".
+    """
+
+    name: str
+    gone: bool
+    factor: float | None = None
+    params: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One epoch of training; ``lr`` is the rate at its end."""
 
@@ -213,7 +241,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Result:
-    """All that a run asked and found; ``facts`` is None in results of before they were kept."""
+    """All that a run asked and found; ``facts`` is None in results of before they were kept.
+
+    ``zeros`` are there for runs that set single weights to zero, ``branches`` for those that could
+    remove residual branches; both are empty for others, and in results of before they were kept.
+    """
 
     title: str
     asked: dict[str, Any]
@@ -229,6 +261,8 @@ class Result:
     given_back: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     facts: Facts | None = None
+    zeros: tuple[LayerZeros, ...] = ()
+    branches: tuple[Branch, ...] = ()
     format: int = FORMAT
 
 

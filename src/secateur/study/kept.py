@@ -24,7 +24,7 @@ from secateur.measure import Answers, answers, environment
 from secateur.measure import judged as quality_of
 from secateur.plan import Plan
 from secateur.report import write_report, write_tables
-from secateur.results import CheckRecord, Epoch, Point, Quality, Result
+from secateur.results import Branch, CheckRecord, Epoch, LayerZeros, Point, Quality, Result
 from secateur.rounds import PrunedInRounds, Round, structure_rounds
 from secateur.structure import describe
 from secateur.study import stages, store
@@ -244,6 +244,8 @@ def concluded(
     notes: Sequence[str],
     given_back: Mapping[str, int] = NOTHING,
     points: Sequence[Point] = (),
+    zeros: Sequence[LayerZeros] = (),
+    branches: Sequence[Branch] = (),
 ) -> Result:
     """Measure both networks on the test split, read here for the first time, and file it all.
 
@@ -284,6 +286,8 @@ def concluded(
         given_back=dict(given_back),
         notes=(*notes, *subject.graph.notes),
         facts=facts,
+        zeros=tuple(zeros),
+        branches=tuple(branches),
     )
     store.finish(run.folder, result)
     return reported(run.folder, result)

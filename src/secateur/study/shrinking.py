@@ -16,11 +16,11 @@ from secateur.allocation.limits import protected
 from secateur.cutting import cut
 from secateur.data import batches
 from secateur.errors import InputError, PlanError, VerificationError
-from secateur.graph import trace
+from secateur.graph import Graph, trace
 from secateur.plan import Plan
 from secateur.planning import make_plan
 from secateur.recovery import recover
-from secateur.results import CheckRecord, Epoch
+from secateur.results import Branch, CheckRecord, Epoch, LayerZeros
 from secateur.rounds import judge
 from secateur.sparse_training import (
     Keeping,
@@ -75,6 +75,8 @@ class Shrunk:
         macs: of one sample, dense and now.
         given_back: units that had to stay, by group.
         notes: what a reader should know.
+        zeros: by layer, where single weights were set to zero.
+        branches: residual branches, where training could let them go.
     """
 
     check: CheckRecord
@@ -82,6 +84,8 @@ class Shrunk:
     macs: tuple[int, int]
     given_back: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    zeros: tuple[LayerZeros, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
 
 def check_structures(config: RunConfig, subject: Subject, factory: str | None) -> None:
@@ -181,8 +185,25 @@ def _selected(job: Job, sparse: SparseSettings) -> Shrunk:
         f"{cost.macs / dense.macs:.1%} of the MACs left"
     )
     job.tell("cut", "cut", pruned, f", {left}{f', {gone} gone' if gone else ''}")
-    notes = _block_notes(found)
-    return Shrunk(check, _finetuned(job, pruned), (dense.macs, cost.macs), plan.given_back, notes)
+    return Shrunk(
+        check,
+        _finetuned(job, pruned),
+        (dense.macs, cost.macs),
+        plan.given_back,
+        _block_notes(found),
+        branches=_branches(found, subject.graph) if found.blocks else (),
+    )
+
+
+def _branches(found: Selected, graph: Graph) -> tuple[Branch, ...]:
+    """Return what became of every residual branch; those without a factor come last."""
+    params = {block.name: block.params for block in residual_blocks(graph).found}
+    gone = {block.name for block in found.gone}
+    had = found.blocks.items()
+    return (
+        *(Branch(name, name in gone, factor, params[name]) for name, factor in had),
+        *(Branch(name, False, reason=why) for name, why in found.left.items()),
+    )
 
 
 def _block_notes(found: Selected) -> tuple[str, ...]:

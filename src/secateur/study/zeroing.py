@@ -10,7 +10,7 @@ from torch import nn
 from secateur.data import batches
 from secateur.errors import VerificationError
 from secateur.finetune import steps_per_epoch
-from secateur.results import CheckRecord, Epoch
+from secateur.results import CheckRecord, Epoch, LayerZeros
 from secateur.rounds import MaskRule, gradual, weight_rounds
 from secateur.sparse_training import Keeping, difference, train_sparse
 from secateur.study import kept
@@ -51,7 +51,8 @@ def zeroed(job: Job) -> Shrunk:
     masks = {name: p.detach() != 0 for name, p in _maskable(config, model).items()}
     check = _proof(job, model, masks)
     macs = subject.graph.cost().macs
-    return Shrunk(check, history, (macs, macs), notes=(_told(model, masks),))
+    notes = (_told(model, masks),)
+    return Shrunk(check, history, (macs, macs), notes=notes, zeros=_zeros(masks))
 
 
 def _at_once(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
@@ -184,6 +185,14 @@ def _proof(job: Job, model: nn.Module, masks: Masks) -> CheckRecord:
         )
     changed = difference(reference, job.subject.model, job.subject.example) > TOLERANCE
     return CheckRecord(error, TOLERANCE, ok=True, changed=changed, dtype="float64")
+
+
+def _zeros(masks: Masks) -> tuple[LayerZeros, ...]:
+    """Count by layer; a layer's only weight goes by the layer's name."""
+    return tuple(
+        LayerZeros(name.removesuffix(".weight"), mask.numel(), int((~mask).sum()))
+        for name, mask in masks.items()
+    )
 
 
 def _told(model: nn.Module, masks: Masks) -> str:
