@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from secateur.compare.bench import Bench, made_again, set_up
+from secateur.compare.bench import Bench, set_up
 from secateur.compare.config import CompareConfig, plain, to_yaml
 from secateur.compare.database import add, close_database, open_database, recorded
+from secateur.compare.making import made_again
 from secateur.compare.run import DATABASE, compare_run
 from secateur.compare.trials import grid
 from secateur.compare.workers import one_by_one

@@ -32,9 +32,10 @@ class Trial:
         target: "sparsity" (share of units or weights removed), "macs" or "params" (share kept).
         value: of the target.
         recovery: "none" or the method that mended the network without training.
-        epochs: of finetuning.
+        epochs: of finetuning, all rounds together.
         seed: of scores, calibration images and finetuning.
         share: of a mixture of two orders, how much of the second; None for other criteria.
+        schedule: when it went: "one-shot", in rounds or gradually, in a few words.
         state: "complete" or "failed".
         error: why it failed.
         quality: on validation; None where it failed.
@@ -58,6 +59,7 @@ class Trial:
     epochs: int
     seed: int
     share: float | None = None
+    schedule: str = "one-shot"
     state: str = "complete"
     error: str = ""
     quality: Quality | None = None
@@ -75,13 +77,16 @@ class Trial:
         """All that was asked but the seed."""
         return (
             self.criterion, self.granularity, self.scope, self.target, self.value,
-            self.recovery, self.epochs,
+            self.recovery, self.epochs, self.schedule,
         )  # fmt: skip
 
     @property
     def line(self) -> tuple[Any, ...]:
         """All that was asked but the seed and how much to remove."""
-        return (self.criterion, self.granularity, self.scope, self.recovery, self.epochs)
+        return (
+            self.criterion, self.granularity, self.scope, self.recovery, self.epochs,
+            self.schedule,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

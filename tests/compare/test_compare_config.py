@@ -11,6 +11,7 @@ from studies import asked, study
 
 from secateur.compare import CompareConfig
 from secateur.compare.config import plain, to_yaml
+from secateur.compare.entries import ScheduleEntry
 from secateur.compare.trials import grid, said
 from secateur.criteria.orders import delta, interleave
 from secateur.errors import InputError
@@ -64,6 +65,18 @@ def test_all_problems_are_named_at_once_with_the_nearest_key(tmp_path: Path) -> 
         ({"score": "course"}, "did you mean 'course-project'?"),
         ({"granularities": ["weight"], "macs": [0.5]}, "sparsities must be the only target"),
         ({"granularities": ["weight"], "recoveries": ["bias"]}, "none or recalibrate"),
+        ({"schedules": ["linea"]}, "did you mean 'linear'?"),
+        ({"schedules": [{"number": 3}]}, "rounds must be 1 with the schedule 'one-shot'"),
+        ({"schedules": [{"gradual": {}, "number": 2}]}, "gradual must stand alone"),
+        ({"schedules": ["gradual"]}, "granularities must be weight alone"),
+        (
+            {"schedules": ["gradual"], "granularities": ["weight"], "epochs": [0]},
+            "epochs must be above 0",
+        ),
+        (
+            {"schedules": [{"schedule": "linear", "number": 2}], "recoveries": ["bias"]},
+            "recoveries must be none",
+        ),
         (
             {"criteria": [{"interleave": ["l1", "l2"]}], "scopes": ["isomorphic"]},
             "among global, local where criteria are mixed",
@@ -81,6 +94,7 @@ def test_settings_are_read_again_as_they_were_written(tmp_path: Path) -> None:
         finetune={"lr": 0.1, "warmup": 3},
         epochs=[0, 5],
         latency={"repeats": 3},
+        schedules=["one-shot", {"schedule": "linear", "number": 2}],
     )
     again = CompareConfig.model_validate(yaml.safe_load(to_yaml(config)))
     assert again == config
@@ -103,6 +117,17 @@ def test_the_grid_has_every_combination_once(tmp_path: Path) -> None:
     assert (
         said(specs[-1].trial) == "delta 0.3 (l1, taylor), local, macs 0.5, bias, 2 epochs, seed 4"
     )
+
+
+def test_schedules_are_in_the_grid_and_share_the_epochs_out(tmp_path: Path) -> None:
+    entries = ["one-shot", {"schedule": "cubic", "number": 3}, {"schedule": "linear", "number": 1}]
+    specs = grid(study(tmp_path, schedules=entries[:2], epochs=[0, 7], sparsities=[0.5]))
+    assert [spec.trial.schedule for spec in specs[:2]] == ["one-shot", "3 rounds, cubic"]
+    assert said(specs[3].trial) == "l1, local, sparsity 0.5, 7 epochs, 3 rounds, cubic, seed 0"
+    assert specs[3].schedule.epochs(7) == (2, 2, 3)
+    assert specs[3].schedule.epochs(0) == (0, 0, 0)
+    assert specs[3].schedule.epochs(1) == (0, 0, 1)
+    assert ScheduleEntry.model_validate(entries[2]).at_once
 
 
 def test_rules_become_the_criteria_they_name(tmp_path: Path) -> None:

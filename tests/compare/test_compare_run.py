@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -23,7 +24,8 @@ from studies import asked, study
 import secateur
 from secateur.compare import compare_run, dry_run
 from secateur.compare import run as running
-from secateur.compare.bench import Made, Sealed, calibrating, left, make, set_up
+from secateur.compare.bench import Made, Sealed, calibrating, set_up
+from secateur.compare.making import left, made_again, make, run_trial
 from secateur.compare.trials import grid
 from secateur.comparison import Comparison, load_comparison, setups
 from secateur.data import batches
@@ -286,6 +288,102 @@ def test_masked_weights_keep_their_shapes(tmp_path: Path) -> None:
         assert trial.macs == dense.macs
         assert trial.params < dense.params
         assert trial.max_error is None
+
+
+def test_structures_go_in_rounds_beside_one_shot(tmp_path: Path) -> None:
+    """Both end with as many channels, both were trained for as long, and the folder holds one."""
+    mixture = {"delta": ["l1", "taylor"], "share": [0.5]}
+    config = study(
+        tmp_path,
+        criteria=["taylor", mixture],
+        sparsities=[0.5],
+        scopes=["global"],
+        schedules=["one-shot", {"schedule": "linear", "number": 2}],
+        epochs=[0, 2],
+        choose={"within": 0.99},
+        test="all",
+    )
+    found = compare_run(config)
+    assert [trial.error for trial in found.trials] == [""] * 8
+    shapes = {trial.macs for trial in found.trials if trial.criterion == "taylor"}
+    assert len({trial.setup for trial in found.trials}) == 8
+    assert max(shapes) < 0.75 * found.dense.size.macs
+    for trial in found.trials:
+        assert trial.test is not None
+        assert trial.max_error is not None
+        assert trial.max_error < 1e-10
+    text = (tmp_path / "study" / "setups.csv").read_text()
+    assert "2 rounds, linear" in text
+    kept = found.trials[found.chosen or 0]
+    model = secateur.load(tmp_path / "study")
+    assert sum(p.numel() for p in model.parameters()) == kept.params
+
+
+def test_rounds_without_training_are_those_of_the_library(tmp_path: Path) -> None:
+    config = study(
+        tmp_path, criteria=["taylor"], sparsities=[0.5], scopes=["global"],
+        schedules=[{"schedule": "linear", "number": 3}],
+    )  # fmt: skip
+    bench, _ = set_up(config, tmp_path / "stage")
+    (spec,) = grid(config)
+    trial = run_trial(bench, spec)
+    # By hand: three plans, each from scores of the network as it is then.
+    model, example = bench.subject.model, bench.subject.example
+    total = sum(group.size for group in secateur.trace(model, example).groups)
+    gone = 0
+    for done in (1, 2, 3):
+        graph = secateur.trace(model, example)
+        scores = secateur.score(graph, "taylor", calibrating(bench, 0))
+        now = math.floor(0.5 * done / 3 * total + 1e-9) - gone
+        share = (now + 0.5) / sum(group.size for group in graph.groups)
+        plan = secateur.allocate(graph, scores, sparsity=share, scope="global")
+        model, gone = secateur.cut(model, plan), gone + now
+    assert trial.params == sum(p.numel() for p in model.parameters())
+    again = made_again(bench, spec).model
+    assert torch.allclose(again(example), model(example), atol=1e-6)
+
+
+def test_weights_go_in_rounds_and_gradually(tmp_path: Path) -> None:
+    found = compare_run(
+        study(
+            tmp_path,
+            criteria=["l1"],
+            granularities=["weight"],
+            schedules=["one-shot", {"schedule": "geometric", "number": 2}],
+            epochs=[2],
+            test="all",
+        )
+    )
+    other = tmp_path / "gradual"
+    other.mkdir()
+    gradual = compare_run(
+        study(
+            other,
+            criteria=["l1"],
+            granularities=["weight"],
+            schedules=[{"gradual": {"frequency": 1}}],
+            epochs=[2],
+            test="all",
+        )
+    )
+    trials = (*found.trials, *gradual.trials)
+    assert [trial.error for trial in trials] == [""] * 6
+    for value in (0.25, 0.5):
+        left = {trial.params for trial in trials if trial.value == value}
+        assert len(left) == 1, left
+
+
+def test_a_gradual_schedule_that_ends_too_late_is_refused_before_any_trial(tmp_path: Path) -> None:
+    config = study(
+        tmp_path,
+        criteria=["l1"],
+        granularities=["weight"],
+        schedules=[{"gradual": {"end": 10_000}}],
+        epochs=[1],
+    )
+    with pytest.raises(InputError, match="end must be at most"):
+        compare_run(config)
+    assert not (tmp_path / "study").exists()
 
 
 def test_time_is_measured_for_every_network_where_asked(tmp_path: Path) -> None:

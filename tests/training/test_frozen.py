@@ -82,7 +82,7 @@ def test_masks_that_change_after_the_hook_said_it_was_done_are_refused() -> None
     model = network()
     masks = halves(model)
     hook = StepHook(lambda now, step, current: masks if step == 30 else None, until=29)
-    with pytest.raises(InputError, match="until=29.*step 30"):
+    with pytest.raises(InputError, match=r"until=29.*step 30"):
         finetune(model, data(), data(), settings(), hook=hook)
 
 

@@ -1,4 +1,4 @@
-"""The workbench of a study: what all trials share, and the steps of one trial.
+"""The workbench of a study: what all trials share.
 
 A bench knows train, calibration and validation images. Where its test images would be stands a
 :class:`Sealed`, so that no trial can be judged by them, whatever its code does.
@@ -10,8 +10,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,27 +18,24 @@ from typing import Any, NoReturn, cast
 import torch
 from filelock import FileLock
 from rich.progress import Progress
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from secateur.allocation import allocate, check_patterns
+from secateur.allocation import check_patterns
 from secateur.calibration import Batches
 from secateur.compare.config import CompareConfig
 from secateur.compare.trials import Spec
 from secateur.comparison import Trial
 from secateur.criteria import score
-from secateur.criteria.elements import element_scores
 from secateur.data import ImageData, batches, load_data
 from secateur.data.images import ImageSet
 from secateur.data.splits import stratified
 from secateur.errors import InputError
-from secateur.finetune import finetune
-from secateur.measure import quality, sparse_bytes, weight_bytes
 from secateur.plan import Plan
-from secateur.recovery import recalibrate, recover
 from secateur.study import stages
 from secateur.study.stages import Subject
-from secateur.weight_masks import Masks, apply_masks, input_dims, lowest_masked
+from secateur.weight_masks import Masks
 
 SCORES = "scores"
 WEIGHTS = "weights"
@@ -109,81 +104,6 @@ def set_up(
     return Bench(config, subject, stage, progress), data.test
 
 
-def run_trial(bench: Bench, spec: Spec) -> Trial:
-    """Make, finetune and judge one network; what was trained stays on disk for the test.
-
-    Raises:
-        SecateurError: what was asked cannot be done for this network.
-    """
-    started = time.perf_counter()
-    trial = spec.trial
-    made = make(bench, spec)
-    trained = _train(bench, trial, made)
-    found = quality(made.model, batches(bench.data.validation, _size(bench)), "validation")
-    if trained or trial.recovery != "none":
-        _write(_weights_of(bench, trial), lambda path: _save(made.model, path))
-    shutil.rmtree(_training_of(bench, trial), ignore_errors=True)
-    return dataclasses.replace(
-        trial,
-        quality=found,
-        params=left(made),
-        macs=made.macs,
-        bytes=weight_bytes(made.model)[1],
-        sparse=sparse_bytes(made.model),
-        max_error=made.max_error,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def made_again(bench: Bench, spec: Spec) -> Made:
-    """Return the network of a trial that is done: chosen anew from the same scores, or read."""
-    made = make(bench, spec, recovered=False)
-    path = _weights_of(bench, spec.trial)
-    if path.is_file():
-        load_model(made.model, path)
-    elif spec.trial.epochs or spec.trial.recovery != "none":
-        raise InputError(f"{path} must hold the weights of trial {spec.trial.number}, but is gone")
-    return made
-
-
-def make(bench: Bench, spec: Spec, *, recovered: bool = True) -> Made:
-    """Choose what goes, take it away, and mend what can be mended without training."""
-    trial = spec.trial
-    if trial.granularity == "weight":
-        made = _masked(bench, spec)
-    else:
-        plan = planned(bench, spec)
-        pruned, check = stages.cut_and_verify(bench.subject, plan)
-        made = Made(pruned, plan.pruned.macs, plan=plan, max_error=check.max_error)
-    if not recovered or trial.recovery == "none":
-        return made
-    calibration = calibrating(bench, trial.seed)
-    if made.plan is None:
-        recalibrate(made.model, calibration)
-    else:
-        dense = bench.subject.model
-        recover(dense, made.model, made.plan, calibration, trial.recovery, inplace=True)
-    return made
-
-
-def planned(bench: Bench, spec: Spec) -> Plan:
-    """Choose the units of one trial."""
-    config, trial = bench.config, spec.trial
-    target: dict[str, Any] = {trial.target: trial.value}
-    # Places of units in one order of all must not be scaled group by group.
-    places = spec.rule.mixed and trial.scope == "global"
-    return allocate(
-        bench.subject.graph,
-        unit_scores(bench, spec),
-        **target,
-        scope=trial.scope,
-        normalisation="none" if places else config.normalisation,
-        round_to=config.round_to,
-        protect=config.protect,
-        max_sparsity=config.max_sparsity,
-    )
-
-
 def unit_scores(bench: Bench, spec: Spec) -> dict[str, Tensor]:
     """Score every unit, once for all trials that share criterion and seed."""
     config, trial, rule = bench.config, spec.trial, spec.rule
@@ -199,13 +119,14 @@ def unit_scores(bench: Bench, spec: Spec) -> dict[str, Tensor]:
             progress=bench.progress,
         )
 
-    return _kept(bench, ["unit", dataclasses.asdict(rule), scope, trial.seed], compute)
+    return kept_tensors(bench, ["unit", dataclasses.asdict(rule), scope, trial.seed], compute)
 
 
-def left(made: Made) -> int:
-    """Count the parameters that are left: all of a cut network, those that no mask takes."""
-    masked = sum(int((~mask).sum()) for mask in (made.masks or {}).values())
-    return sum(parameter.numel() for parameter in made.model.parameters()) - masked
+def scale_of(config: CompareConfig, spec: Spec) -> str:
+    """Return what scores are divided by before groups compete."""
+    # Places of units in one order of all must not be scaled group by group.
+    places = spec.rule.mixed and spec.trial.scope == "global"
+    return "none" if places else config.normalisation
 
 
 def calibrating(bench: Bench, seed: int) -> Batches:
@@ -217,55 +138,11 @@ def calibrating(bench: Bench, seed: int) -> Batches:
         rows = torch.from_numpy(stratified(labels, len(images), seed=(seed, 2)))
         images = copy.copy(data.train)
         images.places, images.labels = data.train.places[rows], data.train.labels[rows]
-    loader: Batches = batches(images, _size(bench))
+    loader: Batches = batches(images, batch_size(bench))
     return loader
 
 
-def _masked(bench: Bench, spec: Spec) -> Made:
-    trial, dense = spec.trial, bench.subject.model
-
-    def compute() -> dict[str, Tensor]:
-        return element_scores(
-            dense,
-            spec.rule.name,
-            calibrating(bench, trial.seed),
-            seed=trial.seed,
-            example_inputs=bench.subject.example,
-            options=spec.rule.options,
-            progress=bench.progress,
-        )
-
-    found = _kept(bench, ["weight", dataclasses.asdict(spec.rule), trial.seed], compute)
-    device = bench.subject.example.device
-    names = input_dims(dense, protect=bench.config.protect)
-    masks = lowest_masked({n: found[n].to(device) for n in names}, trial.value, trial.scope)
-    model = copy.deepcopy(dense)
-    apply_masks(model, masks)
-    return Made(model, bench.subject.graph.cost().macs, masks=masks)
-
-
-def _train(bench: Bench, trial: Trial, made: Made) -> bool:
-    """Finetune in place, on from the last epoch that an interrupted trial left."""
-    if not trial.epochs:
-        return False
-    settings = bench.config.training(trial.epochs, trial.seed)
-    data, size = bench.data, _size(bench)
-    augment = bench.config.data.augment
-    finetune(
-        made.model,
-        batches(data.train, size, shuffle=True, seed=trial.seed, augment=augment),
-        batches(data.validation, size),
-        settings,
-        folder=_training_of(bench, trial),
-        resume=True,
-        teacher=bench.subject.model if settings.distill_weight else None,
-        masks=made.masks,
-        progress=bench.progress,
-    )
-    return True
-
-
-def _kept(
+def kept_tensors(
     bench: Bench, key: list[Any], compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Return tensors from disk; made there first, by one process, where they are not."""
@@ -275,7 +152,7 @@ def _kept(
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                _write(path, lambda to: save_file(_loose(compute()), to))
+                write_whole(path, lambda to: save_file(_loose(compute()), to))
     return load_file(path)
 
 
@@ -283,7 +160,7 @@ def _loose(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -291,17 +168,27 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
     partial.replace(path)
 
 
-def _save(model: nn.Module, path: Path) -> None:
-    save_model(model, str(path))
-
-
-def _weights_of(bench: Bench, trial: Trial) -> Path:
+def weights_of(bench: Bench, trial: Trial) -> Path:
+    """Where what was trained stays until the study ends."""
     return bench.stage / WEIGHTS / f"{trial.number}.safetensors"
 
 
-def _training_of(bench: Bench, trial: Trial) -> Path:
+def training_of(bench: Bench, trial: Trial) -> Path:
+    """Where a training leaves its checkpoints."""
     return bench.stage / TRAINING / str(trial.number)
 
 
-def _size(bench: Bench) -> int:
+def training_batches(bench: Bench, seed: int) -> DataLoader[Any]:
+    """Return what finetuning goes through, in a new order each epoch."""
+    augment = bench.config.data.augment
+    return batches(bench.data.train, batch_size(bench), shuffle=True, seed=seed, augment=augment)
+
+
+def judging_batches(bench: Bench) -> DataLoader[Any]:
+    """Return the validation images."""
+    return batches(bench.data.validation, batch_size(bench))
+
+
+def batch_size(bench: Bench) -> int:
+    """Return the study's own."""
     return bench.config.data.batch_size

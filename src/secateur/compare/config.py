@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -12,11 +12,11 @@ from pydantic import (
     ConfigDict,
     Field,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from secateur.allocation import SCOPES, check_target
+from secateur.compare.entries import ONE_SHOT, CriterionEntry, ScheduleEntry
 from secateur.criteria import CRITERIA
 from secateur.criteria.elements import ELEMENTWISE
 from secateur.criteria.orders import SCOPES as MIXED_SCOPES
@@ -40,64 +40,6 @@ class _Settings(BaseModel):
     """Unknown keys are errors, and nothing changes after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CriterionEntry(_Settings):
-    """A criterion by name, with its options; or a mixture of the orders of several.
-
-    Attributes:
-        name: of a criterion.
-        options: of the criterion.
-        interleave: criteria whose orders take turns.
-        delta: two criteria whose orders are mixed by ``share``.
-        share: how much of the second criterion; each makes an entry of its own.
-    """
-
-    name: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    interleave: tuple[CriterionEntry, ...] = ()
-    delta: tuple[CriterionEntry, ...] = ()
-    share: tuple[float, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, raw: Any) -> Any:
-        return {"name": raw} if isinstance(raw, str) else raw
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> CriterionEntry:
-        kinds = [key for key in ("name", "interleave", "delta") if getattr(self, key)]
-        if len(kinds) != 1:
-            raise InputError(
-                "exactly one of name, interleave, delta must be given, but got "
-                f"{', '.join(kinds) or 'none'}"
-            )
-        if self.options and not self.name:
-            raise InputError("options must stand beside a name")
-        if self.interleave and len(self.interleave) < 2:
-            raise InputError("interleave must hold at least two criteria, but got 1")
-        if self.delta and len(self.delta) != 2:
-            raise InputError(f"delta must hold two criteria, but got {len(self.delta)}")
-        if bool(self.delta) != bool(self.share):
-            raise InputError("share must list numbers from 0 to 1 beside delta, and only there")
-        if any(not 0 <= share <= 1 for share in self.share):
-            raise InputError(f"share must be from 0 to 1, but got {list(self.share)}")
-        if any(part.delta or part.interleave for part in (*self.interleave, *self.delta)):
-            raise InputError("a mixture must be of criteria with names, not of mixtures")
-        return self
-
-    @model_serializer
-    def _short(self) -> Any:
-        if self.name and not self.options:
-            return self.name
-        every = {key: getattr(self, key) for key in type(self).model_fields}
-        return {
-            key: [part._short() if isinstance(part, CriterionEntry) else part for part in value]
-            if isinstance(value, tuple)
-            else value
-            for key, value in every.items()
-            if value
-        }
 
 
 class Choice(_Settings):
@@ -127,7 +69,8 @@ class CompareConfig(_Settings):
         scopes: what competes.
         granularities: "channel" (all structures are cut) or "weight" (masked).
         recoveries: what mends the network without training.
-        epochs: of finetuning.
+        epochs: of finetuning, all rounds together.
+        schedules: when it goes: at once, in rounds or gradually.
         seeds: of scores, the calibration images and finetuning.
         finetune: how to finetune; epochs and seed are listed above.
         aggregation: how a unit's values in its group's slots become one.
@@ -157,6 +100,7 @@ class CompareConfig(_Settings):
     granularities: tuple[str, ...] = Field(default=("channel",), min_length=1)
     recoveries: tuple[str, ...] = Field(default=("none",), min_length=1)
     epochs: tuple[int, ...] = Field(default=(0,), min_length=1)
+    schedules: tuple[ScheduleEntry, ...] = Field(default=(ScheduleEntry(),), min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     finetune: TrainSettings = TrainSettings()
     aggregation: Aggregation = "sum"
@@ -188,13 +132,13 @@ class CompareConfig(_Settings):
 
     @field_validator(
         "criteria", "sparsities", "macs", "params", "scopes", "granularities", "recoveries",
-        "epochs", "seeds",
+        "epochs", "schedules", "seeds",
     )  # fmt: skip
     @classmethod
     def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         twice = next((one for i, one in enumerate(value) if one in value[:i]), None)
         if twice is not None:
-            shown = twice._short() if isinstance(twice, CriterionEntry) else twice
+            shown = twice._short() if isinstance(twice, CriterionEntry | ScheduleEntry) else twice
             raise InputError(f"a list must name each thing once, but {shown!r} stands twice")
         return value
 
@@ -254,7 +198,7 @@ def to_yaml(config: CompareConfig) -> str:
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
 
 
-def _problems(config: CompareConfig) -> Any:
+def _problems(config: CompareConfig) -> Iterator[str]:
     """Yield what single settings cannot know: what does not go together."""
     if not (config.sparsities or config.macs or config.params):
         yield "sparsities must list something, or macs or params must, but all are empty"
@@ -278,6 +222,7 @@ def _problems(config: CompareConfig) -> Any:
     mixed = [entry for entry in config.criteria if not entry.name]
     if mixed and any(scope not in MIXED_SCOPES for scope in config.scopes):
         yield f"scopes must be among {', '.join(MIXED_SCOPES)} where criteria are mixed"
+    yield from _of_schedules(config)
     if not weights:
         return
     if mixed:
@@ -288,6 +233,21 @@ def _problems(config: CompareConfig) -> Any:
         yield f"scopes must be among {', '.join(WEIGHT_SCOPES)} where granularities hold weight"
     if any(one not in ("none", "recalibrate") for one in config.recoveries):
         yield "recoveries must be none or recalibrate where granularities hold weight"
+
+
+def _of_schedules(config: CompareConfig) -> Iterator[str]:
+    """Yield what rounds and gradual pruning do not go with."""
+    turns = any(one.number > 1 for one in config.schedules)
+    gradual = any(one.gradual is not None for one in config.schedules)
+    options = any(part.options for entry in config.criteria for part in _parts(entry))
+    if (turns or gradual) and set(config.recoveries) != {"none"}:
+        yield f"recoveries must be none with schedules but {ONE_SHOT}"
+    if gradual and set(config.granularities) != {"weight"}:
+        yield "granularities must be weight alone with gradual schedules"
+    if gradual and 0 in config.epochs:
+        yield "epochs must be above 0 with gradual schedules"
+    if (turns or gradual) and options and "weight" in config.granularities:
+        yield "criteria must have no options where weights go in rounds or gradually"
 
 
 def _parts(entry: CriterionEntry) -> Sequence[CriterionEntry]:

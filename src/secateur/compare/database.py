@@ -26,7 +26,8 @@ from secateur.results import build_record
 NAME = "compare"
 FORMAT = 1
 PARAMETERS = (
-    "criterion", "granularity", "scope", "target", "value", "recovery", "epochs", "seed",
+    "criterion", "granularity", "scope", "target", "value", "recovery", "epochs", "schedule",
+    "seed",
 )  # fmt: skip
 
 RECORD = "record"

@@ -14,6 +14,7 @@ from torch.nn import functional
 from secateur.calibration import device_of
 from secateur.compare.bench import Bench, set_up
 from secateur.compare.config import CompareConfig
+from secateur.compare.schedules import check_schedules
 from secateur.compare.trials import Spec, grid, said
 from secateur.data import batches
 from secateur.errors import InputError
@@ -45,9 +46,12 @@ def dry_run(config: CompareConfig, progress: Progress | None = None) -> DryRun:
     """
     specs = grid(config)
     with stages.threads_set(config.threads):
-        bench, _ = set_up(config, Path(), progress)
+        bench, test = set_up(config, Path(), progress)
+        check_schedules(bench)
         each = _seconds_per_image(bench)
     images = sum(_images(bench, spec) for spec in specs) + _scoring(bench, specs)
+    # Which setups will be on the frontier is not known; one trial then stands for them.
+    images += len(test) * {"all": len(specs), "none": 0}.get(config.test, 1)
     return DryRun(tuple(said(spec.trial) for spec in specs), images * each, each)
 
 

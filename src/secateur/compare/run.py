@@ -17,9 +17,11 @@ from filelock import FileLock, Timeout
 from rich.progress import Progress
 
 from secateur import comparison as records
-from secateur.compare.bench import Bench, made_again, set_up
+from secateur.compare.bench import Bench, set_up
 from secateur.compare.config import CompareConfig, plain, to_yaml
 from secateur.compare.database import Database, add, close_database, open_database, recorded
+from secateur.compare.making import made_again
+from secateur.compare.schedules import check_schedules
 from secateur.compare.trials import Spec, grid, said
 from secateur.compare.workers import one_by_one, side_by_side
 from secateur.comparison import Comparison, Trial
@@ -75,6 +77,7 @@ def compare_run(
     with stages.threads_set(config.threads):
         stage = folder / store.STAGES
         bench, test = set_up(config, stage, progress)
+        check_schedules(bench)
         factory = kept.factory_for(config.model, bench.subject.model)
         store.claim(folder, to_yaml(config))
         lock = FileLock(stage / LOCK, timeout=0)

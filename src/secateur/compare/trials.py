@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from secateur.compare.config import CompareConfig, CriterionEntry
+from secateur.compare.config import CompareConfig
+from secateur.compare.entries import ONE_SHOT, CriterionEntry, ScheduleEntry
 from secateur.comparison import Trial
 from secateur.criteria import CRITERIA, Criterion, delta, interleave
 
@@ -45,6 +46,7 @@ class Spec:
 
     trial: Trial
     rule: Rule
+    schedule: ScheduleEntry = field(default_factory=ScheduleEntry)
 
 
 def rules(config: CompareConfig) -> tuple[Rule, ...]:
@@ -65,7 +67,7 @@ def grid(config: CompareConfig) -> tuple[Spec, ...]:
     ]
     every = product(
         config.granularities, config.scopes, rules(config), config.seeds, targets,
-        config.recoveries, config.epochs,
+        config.recoveries, config.epochs, config.schedules,
     )  # fmt: skip
     return tuple(
         Spec(
@@ -80,8 +82,10 @@ def grid(config: CompareConfig) -> tuple[Spec, ...]:
                 epochs=epochs,
                 seed=seed,
                 share=rule.share,
+                schedule=schedule.label,
             ),
             rule,
+            schedule,
         )
         for number, (
             granularity,
@@ -91,6 +95,7 @@ def grid(config: CompareConfig) -> tuple[Spec, ...]:
             (target, value),
             recovery,
             epochs,
+            schedule,
         ) in enumerate(every)
     )
 
@@ -104,6 +109,7 @@ def said(trial: Trial) -> str:
         f"{trial.target} {trial.value:g}",
         *([] if trial.recovery == "none" else [trial.recovery]),
         *([f"{trial.epochs} epoch{'s' * (trial.epochs > 1)}"] if trial.epochs else []),
+        *([] if trial.schedule == ONE_SHOT else [trial.schedule]),
         f"seed {trial.seed}",
     ]
     return ", ".join(words)

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
-from secateur.compare.bench import Bench, run_trial, set_up
+from secateur.compare.bench import Bench, set_up
 from secateur.compare.config import CompareConfig
+from secateur.compare.making import run_trial
 from secateur.compare.trials import Spec, grid
 from secateur.comparison import Trial
 from secateur.errors import SecateurError

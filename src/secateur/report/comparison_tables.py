@@ -17,6 +17,7 @@ _VARYING = (
     ("scope", "Scope"),
     ("recovery", "Recovery"),
     ("epochs", "Epochs"),
+    ("schedule", "Schedule"),
 )
 _EMPTY = Cell(None, "")
 
@@ -112,6 +113,7 @@ def trials_table(comparison: Comparison) -> Table:
         Column("value", "Value", True),
         Column("recovery", "Recovery"),
         Column("epochs", "Epochs", True),
+        Column("schedule", "Schedule"),
         Column("seed", "Seed", True),
         Column("state", "State"),
         Column("accuracy", "Accuracy", True),
@@ -215,7 +217,7 @@ def _trial(trial: Trial) -> tuple[Cell, ...]:
     )
     plain = (
         trial.number, trial.criterion, trial.granularity, trial.scope, trial.target, trial.value,
-        trial.recovery, trial.epochs, trial.seed, trial.state, *qualities,
+        trial.recovery, trial.epochs, trial.schedule, trial.seed, trial.state, *qualities,
         trial.test.accuracy if trial.test else None,
         *((trial.params, trial.macs, trial.bytes, trial.sparse or None) if known else (None,) * 4),
         trial.latency, trial.max_error, trial.error,

@@ -9,7 +9,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from secateur.calibration import Batches
-from secateur.criteria import CRITERIA, score
+from secateur.criteria import CRITERIA, Criterion, score
 from secateur.errors import InputError
 from secateur.graph import Graph
 from secateur.recovery import reconstruction_scores
@@ -21,18 +21,20 @@ It is none of the registry's, because it takes units away one after the other.
 """
 
 
-def criterion_name(name: str) -> str:
+def criterion_name(criterion: str | Criterion) -> str:
     """Return the full name of a criterion of units.
 
     Raises:
         InputError: there is none of that name.
     """
-    return name if name == RECONSTRUCTION else CRITERIA[name].name
+    if isinstance(criterion, Criterion):
+        return criterion.name
+    return criterion if criterion == RECONSTRUCTION else CRITERIA[criterion].name
 
 
 def judge(
     graph: Graph,
-    criterion: str,
+    criterion: str | Criterion,
     calibration: Batches | None,
     *,
     seed: int = 0,

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from secateur.allocation import allocate, check_target
 from secateur.calibration import Batches
+from secateur.criteria import Criterion
 from secateur.cutting import cut
 from secateur.errors import InputError, VerificationError
 from secateur.finetune import finetune
@@ -71,7 +72,7 @@ def structure_rounds(
     targets: Sequence[float],
     *,
     target: str = "sparsity",
-    criterion: str = "l2",
+    criterion: str | Criterion = "l2",
     calibration: Batches | None = None,
     seed: int = 0,
     scoring: Mapping[str, Any] | None = None,
