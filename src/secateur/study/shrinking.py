@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.allocation import allocate, check_patterns
+from secateur.allocation import check_patterns
 from secateur.allocation.limits import protected
 from secateur.cutting import cut
 from secateur.data import batches
@@ -21,7 +21,6 @@ from secateur.plan import Plan
 from secateur.planning import make_plan
 from secateur.recovery import recover
 from secateur.results import Branch, CheckRecord, Epoch, LayerZeros
-from secateur.rounds import judge
 from secateur.sparse_training import (
     Keeping,
     Selected,
@@ -35,6 +34,7 @@ from secateur.sparse_training import (
     slim,
 )
 from secateur.study import kept, stages
+from secateur.study.choosing import chosen, curves_of
 from secateur.study.config import RunConfig
 from secateur.study.kept import Run
 from secateur.study.stages import Subject, say, share
@@ -95,6 +95,7 @@ def check_structures(config: RunConfig, subject: Subject, factory: str | None) -
         InputError: names the argument, the rule and what stands against it.
     """
     check_patterns(subject.graph, config.protect, config.limits)
+    curves_of(config, subject)
     norms = [m for m in subject.model.modules() if isinstance(m, _BatchNorm)]
     if config.recover == "recalibrate" and not any(m.running_mean is not None for m in norms):
         raise InputError("recover 'recalibrate' needs batch norms with statistics, but has none")
@@ -126,10 +127,10 @@ def at_once(job: Job) -> Shrunk:
     if sparse is not None and sparse.method == "select":
         return _selected(job, sparse)
     grows = sparse is not None and sparse.method == "grow"
-    plan = kept.planned(run, lambda: _plan(job, subject)) if grows else None
+    plan = kept.planned(run, lambda: chosen(run, config, subject)) if grows else None
     start = subject if sparse is None else _taught(job, sparse, plan)
     if plan is None:
-        plan = kept.planned(run, lambda: _plan(job, start))
+        plan = kept.planned(run, lambda: chosen(run, config, start))
     pruned, check = stages.cut_and_verify(start, plan)
     # Saved before it is trained: what cannot be saved must not be found out after hours.
     job.keep(pruned)
@@ -199,11 +200,10 @@ def _branches(found: Selected, graph: Graph) -> tuple[Branch, ...]:
     """Return what became of every residual branch; those without a factor come last."""
     params = {block.name: block.params for block in residual_blocks(graph).found}
     gone = {block.name for block in found.gone}
-    had = found.blocks.items()
-    return (
-        *(Branch(name, name in gone, factor, params[name]) for name, factor in had),
-        *(Branch(name, False, reason=why) for name, why in found.left.items()),
-    )
+    # A factor of -0.0 is told as 0.
+    had = [Branch(n, n in gone, factor + 0.0, params[n]) for n, factor in found.blocks.items()]
+    left = [Branch(name, False, reason=why) for name, why in found.left.items()]
+    return (*had, *left)
 
 
 def _block_notes(found: Selected) -> tuple[str, ...]:
@@ -301,31 +301,3 @@ def _finetuned(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
         job.told.append(f"finetuned {best:.2%}")
         say(job.run.progress, f"finetuned: {best:.2%} on validation")
     return history
-
-
-def _plan(job: Job, subject: Subject) -> Plan:
-    config, run = job.config, job.run
-    assert config.target is not None
-    scores = judge(
-        subject.graph,
-        config.criterion,
-        batches(subject.data.calibration, config.data.batch_size),
-        seed=config.seed,
-        scoring=kept.scoring(config),
-        progress=run.progress,
-    )
-    threads = config.threads or config.timing.threads
-    return allocate(
-        subject.graph,
-        scores,
-        **config.target.given,
-        scope=config.scope,
-        normalisation=config.normalisation,
-        round_to=config.round_to,
-        protect=config.protect,
-        limits=config.limits,
-        max_sparsity=config.max_sparsity,
-        timing=dataclasses.replace(config.timing, threads=threads),
-        measure=None,
-        progress=run.progress,
-    )
