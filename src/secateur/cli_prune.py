@@ -101,7 +101,14 @@ def prune(
     ] = None,
     scope: Annotated[
         str | None,
-        typer.Option("--scope", help="What competes: local (each group), global or isomorphic."),
+        typer.Option(
+            "--scope",
+            help="What competes: local (each group), global or isomorphic; or sensitivity, search.",
+        ),
+    ] = None,
+    curves: Annotated[
+        str | None,
+        typer.Option("--curves", help="Run folder of `sensitivity`, for that scope."),
     ] = None,
     normalisation: Annotated[
         str | None,
@@ -207,6 +214,7 @@ def prune(
         target=given(sparsity=sparsity, params=params, macs=macs, latency=latency),
         timing=given(batch=latency_batch),
         scope=scope,
+        curves=curves,
         normalisation=normalisation,
         protect=protect,
         max_sparsity=max_sparsity,

@@ -8,7 +8,7 @@ genetic algorithm") or the multi-objective tree-structured Parzen estimator (Oza
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def search_allocation(
     trials: int = 100,
     sampler: str = "nsga2",
     most: float = 0.9,
+    begin: Sequence[Mapping[str, int]] = (),
     seed: int = 0,
     database: str | Path | None = None,
     progress: Progress | None = None,
@@ -68,6 +69,8 @@ def search_allocation(
         trials: divisions to try, those that the database holds included.
         sampler: "nsga2" or "tpe".
         most: the largest share of a group that may go.
+        begin: divisions to try first, as units to remove of each group; taken up to the next
+            share that is searched.
         seed: of what is drawn.
         database: an SQLite file that keeps finished trials, so that a stopped search goes on.
         progress: where to show how far it is.
@@ -102,6 +105,9 @@ def search_allocation(
     }[sampler]()
     known = {_key(t.user_attrs["removed"]): tuple(t.values) for t in done}
     if not done:
+        for counts in begin:
+            gone = {name: counts.get(name, 0) / graph.by_name[name].size for name in scores}
+            study.enqueue_trial({name: _above(share, most) for name, share in gone.items()})
         for share in FIRST:
             study.enqueue_trial({name: _stepped(min(share, most)) for name in scores})
     for _ in track(range(trials - len(done)), "Searching shares", progress):
@@ -161,6 +167,11 @@ def _key(removed: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
 
 def _stepped(share: float) -> float:
     return round(math.floor(share / STEP + SLACK) * STEP, 10)
+
+
+def _above(share: float, most: float) -> float:
+    """Return the next multiple of the step, so that no unit less goes."""
+    return min(round(math.ceil(share / STEP - SLACK) * STEP, 10), _stepped(most))
 
 
 def _check(scores: Mapping[str, Tensor], trials: int, sampler: str, most: float) -> None:

@@ -34,12 +34,14 @@ from secateur.data.splits import stratified
 from secateur.errors import InputError
 from secateur.plan import Plan
 from secateur.study import stages
+from secateur.study.dividing import Curves, read_curves
 from secateur.study.stages import Subject
 from secateur.weight_masks import Masks
 
 SCORES = "scores"
 WEIGHTS = "weights"
 TRAINING = "training"
+SEARCHES = "searches"
 
 
 class Sealed:
@@ -101,7 +103,23 @@ def set_up(
     subject = stages.inspect_subject(model, sealed)
     limits: Mapping[str, Any] = {}
     check_patterns(subject.graph, config.protect, limits)
-    return Bench(config, subject, stage, progress), data.test
+    bench = Bench(config, subject, stage, progress)
+    curves_of(bench)
+    return bench, data.test
+
+
+def curves_of(bench: Bench) -> Curves | None:
+    """Read the curves that the study was given, if it was.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        InputError: they are of another network or order.
+    """
+    config = bench.config
+    if config.curves is None:
+        return None
+    orderings = [(entry.name or "a mixture", entry.options) for entry in config.criteria]
+    return read_curves(config.curves, bench.subject.graph, orderings, config.aggregation)
 
 
 def unit_scores(bench: Bench, spec: Spec) -> dict[str, Tensor]:
@@ -176,6 +194,13 @@ def weights_of(bench: Bench, trial: Trial) -> Path:
 def training_of(bench: Bench, trial: Trial) -> Path:
     """Where a training leaves its checkpoints."""
     return bench.stage / TRAINING / str(trial.number)
+
+
+def searching(bench: Bench, trial: Trial) -> Path:
+    """Where a search of shares keeps its trials; they stay until the study ends."""
+    path = bench.stage / SEARCHES / f"{trial.number}.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def training_batches(bench: Bench, seed: int) -> DataLoader[Any]:

@@ -26,7 +26,8 @@ from secateur.latency import Timing
 from secateur.pareto import SCORES
 from secateur.recovery import METHODS
 from secateur.study.config import DataSettings
-from secateur.study.fields import Aggregation, Normalisation
+from secateur.study.dividing import division_problems
+from secateur.study.fields import DIVISIONS, Aggregation, Normalisation, SearchSettings
 from secateur.weight_masks import SCOPES as WEIGHT_SCOPES
 
 GRANULARITIES = ("channel", "weight")
@@ -66,7 +67,10 @@ class CompareConfig(_Settings):
         sparsities: shares of units (or weights) to remove ...
         macs: ... or shares of multiply-accumulates to keep ...
         params: ... or shares of parameters to keep: at least one of the three.
-        scopes: what competes.
+        scopes: what competes; or "sensitivity", where measured ``curves`` divide each target, or
+            "search", where Optuna does.
+        curves: folder or ``sensitivity.json`` of ``secateur sensitivity``, for that scope.
+        search: how shares are searched, for that scope.
         granularities: "channel" (all structures are cut) or "weight" (masked).
         recoveries: what mends the network without training.
         epochs: of finetuning, all rounds together.
@@ -97,6 +101,8 @@ class CompareConfig(_Settings):
     macs: tuple[float, ...] = ()
     params: tuple[float, ...] = ()
     scopes: tuple[str, ...] = Field(default=("local",), min_length=1)
+    curves: str | None = None
+    search: SearchSettings | None = None
     granularities: tuple[str, ...] = Field(default=("channel",), min_length=1)
     recoveries: tuple[str, ...] = Field(default=("none",), min_length=1)
     epochs: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -152,7 +158,7 @@ class CompareConfig(_Settings):
     @field_validator("scopes", "granularities", "recoveries")
     @classmethod
     def _known(cls, value: tuple[str, ...], info: Any) -> tuple[str, ...]:
-        choices = {"scopes": SCOPES, "granularities": GRANULARITIES, "recoveries": RECOVERIES}
+        choices = {"scopes": DIVISIONS, "granularities": GRANULARITIES, "recoveries": RECOVERIES}
         return tuple(_one_of(info.field_name, one, choices[info.field_name]) for one in value)
 
     @field_validator("epochs", "seeds")
@@ -223,6 +229,7 @@ def _problems(config: CompareConfig) -> Iterator[str]:
     if mixed and any(scope not in MIXED_SCOPES for scope in config.scopes):
         yield f"scopes must be among {', '.join(MIXED_SCOPES)} where criteria are mixed"
     yield from _of_schedules(config)
+    yield from _of_divisions(config)
     if not weights:
         return
     if mixed:
@@ -248,6 +255,21 @@ def _of_schedules(config: CompareConfig) -> Iterator[str]:
         yield "epochs must be above 0 with gradual schedules"
     if (turns or gradual) and options and "weight" in config.granularities:
         yield "criteria must have no options where weights go in rounds or gradually"
+
+
+def _of_divisions(config: CompareConfig) -> Iterator[str]:
+    """Yield what targets that are divided by measuring do not go with."""
+    given: dict[str, Any] = {} if config.round_to == 1 else {"round_to": config.round_to}
+    if config.max_sparsity is not None:
+        given["max_sparsity"] = config.max_sparsity
+    targets = [name for name in ("sparsities", "macs", "params") if getattr(config, name)]
+    for name, rule, value in division_problems(
+        config.scopes, config.curves, config.search, targets, given
+    ):
+        yield f"{name} must be {rule}, but got {value!r}"
+    measured = [scope for scope in config.scopes if scope not in SCOPES]
+    if measured and any(one.number > 1 for one in config.schedules):
+        yield f"schedules must hold no rounds with scopes {', '.join(measured)}"
 
 
 def _parts(entry: CriterionEntry) -> Sequence[CriterionEntry]:

@@ -6,19 +6,19 @@ import copy
 import dataclasses
 import shutil
 import time
-from typing import Any
 
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from secateur.allocation import allocate
 from secateur.compare.bench import (
     Bench,
     Made,
     calibrating,
+    curves_of,
     judging_batches,
     kept_tensors,
     scale_of,
+    searching,
     training_batches,
     training_of,
     unit_scores,
@@ -29,12 +29,14 @@ from secateur.compare.schedules import built_again, gradually, in_rounds, plan_t
 from secateur.compare.trials import Spec
 from secateur.comparison import Trial
 from secateur.criteria.elements import element_scores
+from secateur.cutting import cut
 from secateur.errors import InputError
 from secateur.finetune import finetune
 from secateur.measure import quality, sparse_bytes, weight_bytes
 from secateur.plan import Plan
 from secateur.recovery import recalibrate, recover
 from secateur.study import stages, store
+from secateur.study.dividing import divided
 from secateur.weight_masks import apply_masks, input_dims, lowest_masked
 
 
@@ -112,13 +114,24 @@ def make(bench: Bench, spec: Spec, *, recovered: bool = True) -> Made:
 def planned(bench: Bench, spec: Spec) -> Plan:
     """Choose the units of one trial."""
     config, trial = bench.config, spec.trial
-    target: dict[str, Any] = {trial.target: trial.value}
-    return allocate(
+    target = {trial.target: trial.value}
+
+    def accuracy(plan: Plan) -> float:
+        pruned = cut(bench.subject.model, plan)
+        return quality(pruned, judging_batches(bench), "validation").accuracy
+
+    return divided(
         bench.subject.graph,
         unit_scores(bench, spec),
-        **target,
+        target,
         scope=trial.scope,
         normalisation=scale_of(config, spec),
+        curves=curves_of(bench),
+        search=config.search,
+        accuracy=accuracy,
+        database=searching(bench, trial),
+        seed=trial.seed,
+        progress=bench.progress,
         round_to=config.round_to,
         protect=config.protect,
         max_sparsity=config.max_sparsity,

@@ -24,7 +24,7 @@ from secateur.errors import InputError, unknown_name
 from secateur.finetune import TrainSettings
 from secateur.latency import Timing
 from secateur.rounds import RECONSTRUCTION
-from secateur.study.fields import Aggregation, Normalisation, Scope
+from secateur.study.fields import Aggregation, Division, Normalisation, Scope, SearchSettings
 from secateur.study.ways import (
     GRANULARITIES,
     RECOVERIES,
@@ -141,7 +141,10 @@ class RunConfig(RunSettings):
         pattern: "N:M", for weights: N of each M along the input dimension stay.
         options: of the criterion, by name.
         aggregation: how a unit's values in its group's slots become one.
-        scope: what competes: "local", "global" or "isomorphic".
+        scope: what competes: "local", "global" or "isomorphic"; or "sensitivity", where measured
+            ``curves`` divide the target, or "search", where Optuna does.
+        curves: folder or ``sensitivity.json`` of ``secateur sensitivity``, for that scope.
+        search: how shares are searched, for that scope.
         normalisation: what a group's scores are divided by before groups compete.
         protect: patterns of groups, parameters and kinds (of parameters and modules, for weights)
             that stay whole.
@@ -174,6 +177,9 @@ class RunConfig(RunSettings):
     aggregation: Aggregation = "sum"
     target: Target | None = None
     pattern: str | None = None
+    scope: Division = "local"
+    curves: str | None = None
+    search: SearchSettings | None = None
     normalisation: Normalisation = "mean"
     protect: tuple[str, ...] = ()
     limits: dict[str, int | float] = Field(default_factory=dict)

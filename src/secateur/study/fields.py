@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from secateur.allocation import SCOPES
+from secateur.allocation.searched import SAMPLERS
 from secateur.criteria.combine import check_aggregation, check_normalisation
 from secateur.errors import unknown_name
 
@@ -18,6 +19,22 @@ def _aggregation(value: str) -> str:
 
 def _normalisation(value: str) -> str:
     check_normalisation(value)
+    return value
+
+
+SENSITIVE, SEARCHED = "sensitivity", "search"
+DIVISIONS = (*SCOPES, SENSITIVE, SEARCHED)
+
+
+def _sampler(value: str) -> str:
+    if value not in SAMPLERS:
+        raise unknown_name("sampler", value, SAMPLERS)
+    return value
+
+
+def _division(value: str) -> str:
+    if value not in DIVISIONS:
+        raise unknown_name("scope", value, DIVISIONS)
     return value
 
 
@@ -35,3 +52,22 @@ Normalisation = Annotated[str, AfterValidator(_normalisation)]
 
 Scope = Annotated[str, AfterValidator(_scope)]
 """What competes for staying."""
+
+Division = Annotated[str, AfterValidator(_division)]
+"""What competes; or that measured sensitivity, or a search, divides the target over groups."""
+
+
+class SearchSettings(BaseModel):
+    """How shares of groups are searched; see :mod:`secateur.allocation.searched`.
+
+    Attributes:
+        trials: divisions that are tried.
+        sampler: "nsga2" or "tpe".
+        most: the largest share of a group that may go.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trials: int = Field(default=100, ge=1)
+    sampler: Annotated[str, AfterValidator(_sampler)] = "nsga2"
+    most: float = Field(default=0.9, ge=0.05, lt=1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from secateur.allocation import SCOPES
 from secateur.criteria import CRITERIA
 from secateur.criteria.elements import ELEMENTWISE
 from secateur.errors import InputError, unknown_name
@@ -16,6 +17,7 @@ from secateur.recovery import METHODS
 from secateur.rounds import RECONSTRUCTION
 from secateur.schedule import Cubic, kept, sparsities
 from secateur.sparse_training.loop import check_settings, check_strength
+from secateur.study.dividing import division_problems
 from secateur.training.devices import check_tracker
 
 if TYPE_CHECKING:
@@ -222,11 +224,31 @@ def _of_structures(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
         yield "gradual", told, config.gradual.model_dump()
     if config.sparse is not None and config.sparse.method == "l1":
         yield "sparse.method", "select, slim or grow with granularity 'structure'", "l1"
+    yield from _of_division(config)
     if config.criterion == RECONSTRUCTION:
         if config.aggregation != "sum":
             yield "aggregation", "sum with criterion 'reconstruction'", config.aggregation
         if config.options:
             yield "options", "left out with criterion 'reconstruction'", config.options
+
+
+def _of_division(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
+    """Yield what does not go with a target that is divided by measuring."""
+    fields = type(config).model_fields
+    names = ("round_to", "limits", "max_sparsity")
+    given = {n: getattr(config, n) for n in names if getattr(config, n) != fields[n].get_default()}
+    targets = [] if config.target is None else list(config.target.given)
+    scopes = (config.scope,)
+    yield from division_problems(scopes, config.curves, config.search, targets, given)
+    if config.scope in SCOPES:
+        return
+    where = f"with scope {config.scope!r}"
+    if config.normalisation != "mean":
+        yield "normalisation", f"left out {where}", config.normalisation
+    if config.rounds.number > 1:
+        yield "rounds", f"1 {where}", config.rounds.number
+    if config.sparse is not None:
+        yield "sparse", f"left out {where}", config.sparse.method
 
 
 def _of_weights(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
@@ -239,6 +261,9 @@ def _of_weights(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
         yield "limits", f"left out {where}", config.limits
     if config.scope not in ("local", "global"):
         yield "scope", f"local or global {where}", config.scope
+    for name in ("curves", "search"):
+        if getattr(config, name) is not None:
+            yield name, f"left out {where}", getattr(config, name)
     if config.recover != "none":
         yield "recover", f"none {where}", config.recover
     if config.sparse is not None and config.sparse.method != "l1":
