@@ -108,7 +108,11 @@ class TestSeed:
             "but got 'tayler'; "
             "did you mean 'taylor'?",
         ),
-        ("scope", "all", "scope: must be one of global, isomorphic, local, but got 'all'"),
+        (
+            "scope",
+            "all",
+            "scope: must be one of global, isomorphic, local, search, sensitivity, but got 'all'",
+        ),
         (
             "target",
             {"sparsity": 1},
