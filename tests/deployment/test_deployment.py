@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -158,18 +159,18 @@ def test_a_wrong_export_leaves_what_was_there(
     path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
     path.write_text("of yesterday")
 
-    def spoil(network: nn.Module) -> nn.Module:
-        wrong = copy.deepcopy(network)
+    def spoil(ready: Any) -> Any:
+        wrong = copy.deepcopy(ready.network)
         with torch.no_grad():
             next(wrong.parameters()).mul_(1.01)
-        return wrong
+        return dataclasses.replace(ready, network=wrong)
 
     if kind == "onnx":
         write = onnx_files._write
-        monkeypatch.setattr(onnx_files, "_write", lambda net, *rest: write(spoil(net), *rest))
+        monkeypatch.setattr(onnx_files, "_write", lambda ready, *rest: write(spoil(ready), *rest))
     else:
         make = programs._program
-        monkeypatch.setattr(programs, "_program", lambda net, *rest: make(spoil(net), *rest))
+        monkeypatch.setattr(programs, "_program", lambda ready: make(spoil(ready)))
     export = export_onnx if kind == "onnx" else export_program
     with pytest.raises(ExportError, match="computes something else: relative error"):
         export(nets["cut"], IMAGE, path)

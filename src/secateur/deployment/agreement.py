@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from secateur.deployment.calls import check_batch, drawn, input_names, leaf_names, ordered
+from secateur.deployment.outputs import left_out, plain
 from secateur.errors import ExportError, InputError
 from secateur.graph.copies import map_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import check_inputs, run_model
-from secateur.latency import Timing, batched, paired
+from secateur.latency import Timing, paired
 from secateur.results import Speed
 
 TOLERANCE = 1e-4
@@ -27,6 +30,8 @@ CHECKED = (1, 3)
 """Batch sizes of the comparison; neither is that of the export, so a fixed one is found."""
 EXPORTED = 2
 """Batch size of the export: at 1, exporters take the batch dimension for a constant."""
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Exported:
             all zeros, say), agreeing proves nothing.
         speeds: inferences per second of PyTorch ("pytorch") and of the file ("exported"), in
             turns; empty where they were not measured.
+        left_out: outputs of the network that the file does not have, each with its type: what is
+            no tensor in dicts, tuples, lists or data classes (a cache, a number).
     """
 
     kind: str
@@ -55,13 +62,36 @@ class Exported:
     runtime: str
     varied: bool
     speeds: tuple[Mapping[str, Speed], ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
-def prepared(model: nn.Module, example: Any, path: str | Path) -> tuple[nn.Module, Any]:
-    """Copy the network to the CPU in eval mode, and make the input that it is exported with.
+@dataclass(frozen=True)
+class Ready:
+    """A network that is ready for an exporter.
+
+    Attributes:
+        network: a copy on the CPU, in eval mode, whose outputs are tensors in dicts, tuples and
+            lists.
+        example: the input that others are made from, its arguments in the order of the call.
+        inputs: the names of its tensors.
+        outputs: the names of the outputs' tensors.
+        left_out: as :class:`Exported` has it.
+    """
+
+    network: nn.Module
+    example: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def prepared(model: nn.Module, example: Any, path: str | Path) -> Ready:
+    """Copy the network, run it once and find out what goes in and what comes out.
 
     Raises:
-        InputError: ``model`` or ``example`` is of the wrong kind, or the folder is not there.
+        InputError: ``model`` or ``example`` is of the wrong kind, the folder is not there, or no
+            output is a tensor.
+        ExportError: the network fails at the export's batch size.
     """
     check_inputs(model, example)
     path = Path(path)
@@ -71,23 +101,34 @@ def prepared(model: nn.Module, example: Any, path: str | Path) -> tuple[nn.Modul
         raise InputError(f"path must lie in an existing folder, but {path.parent} does not exist")
     if any(tensor.is_meta for tensor in model.parameters()):
         raise InputError("model must have its weights, but they are on the meta device")
+    example = ordered(model, example)
+    check_batch(model, example)
     network = copy.deepcopy(model).to("cpu").eval()
-    return network, drawn(example, EXPORTED)
+    found = _run(network, drawn(example, EXPORTED), EXPORTED)
+    names = leaf_names(plain(found))
+    if not names:
+        raise InputError(
+            "model must return tensors, or dicts, tuples, lists or data classes of them, but "
+            f"got {type(found).__name__}"
+        )
+    network.register_forward_hook(lambda module, args, output: plain(output))
+    outputs = tuple(name if name and not name[0].isdigit() else _numbered(name) for name in names)
+    return Ready(network, example, input_names(model, example), outputs, left_out(found))
 
 
-def drawn(example: Any, size: int) -> Any:
-    """Make an input of ``size`` samples, the same one each time.
+def _numbered(name: str) -> str:
+    return f"output.{name}" if name else "output"
 
-    Real numbers are from a normal distribution; other numbers are as the example has them.
-    """
-    generator = torch.Generator().manual_seed(size)
 
-    def draw(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-
-    return map_tensors(batched(example, size, torch.device("cpu")), draw)
+def _run(network: nn.Module, inputs: Any, size: int) -> Any:
+    try:
+        with torch.no_grad():
+            return run_model(network, map_tensors(inputs, torch.clone))
+    except Exception as error:
+        raise ExportError(
+            f"the network itself fails at batch size {size}, on inputs that were made from "
+            f"example_inputs: {first_line(error)}"
+        ) from error
 
 
 def agreement(
@@ -104,21 +145,30 @@ def agreement(
     worst, varied = 0.0, False
     for size in CHECKED:
         inputs = drawn(example, size)
-        with torch.no_grad():
-            wanted = tensor_leaves(run_model(model, map_tensors(inputs, torch.clone)))
+        wanted = tensor_leaves(_run(model, inputs, size))
         try:
             with torch.no_grad():
                 found = runner(inputs)
         except Exception as error:
             raise ExportError(f"{what} fails at batch size {size}: {first_line(error)}") from error
         worst = max(worst, _error(found, wanted, f"{what} at batch size {size}"))
-        varied = varied or any(one.ndim and bool((one != one[:1]).any()) for one in wanted)
+        varied = varied or any(_varies(one, size) for one in wanted)
     if worst > TOLERANCE:
         raise ExportError(
             f"{what} computes something else: relative error {worst:.3g} "
             f"(tolerance {TOLERANCE:.0e}); nothing was written"
         )
     return worst, varied
+
+
+def _varies(output: Tensor, size: int) -> bool:
+    """Tell whether samples differ by more than the comparison itself lets pass."""
+    if output.ndim == 0 or len(output) != size or output.numel() == 0:
+        return False
+    if not output.is_floating_point():
+        return bool((output != output[:1]).any())
+    gap = float((output - output[:1]).abs().max())
+    return gap > TOLERANCE * float(output.abs().max())
 
 
 def _error(found: list[Tensor], wanted: list[Tensor], what: str) -> float:
@@ -167,28 +217,16 @@ def in_turns(
     )
 
 
-def dynamic(example: Any, batch: Any) -> Any:
-    """Mirror ``example``: the first dimension of every tensor is ``batch``."""
-    if isinstance(example, Tensor):
-        return {0: batch}
-    if isinstance(example, Mapping):
-        return {name: dynamic(value, batch) for name, value in example.items()}
-    if isinstance(example, tuple | list):
-        return type(example)(dynamic(value, batch) for value in example)
-    return None
-
-
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments of the network's call."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
-
-
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says anything, with its kind."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text.strip()[:300]}"
+    """The first line of an error that says anything, with its kind.
+
+    PyTorch's ONNX exporter wraps the reason in a report of its own; the reason is told.
+    """
+    while error.__cause__ is not None and type(error).__module__.startswith("torch.onnx"):
+        error = error.__cause__
+    text = COLOURS.sub("", str(error))
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line.strip()[:300]}"
 
 
 @contextmanager

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from secateur.deployment.agreement import (
     CHECKED,
+    EXPORTED,
     Exported,
+    Ready,
     agreement,
-    arguments,
-    dynamic,
     exporters_quiet,
     first_line,
     in_turns,
     prepared,
 )
+from secateur.deployment.calls import arguments, bound, drawn, dynamic
 from secateur.errors import ExportError, InputError
 from secateur.graph.program import tensor_leaves
 from secateur.latency import Timing
@@ -63,26 +64,27 @@ def export_onnx(
     """
     _require()
     path = Path(path)
-    network, example = prepared(model, example_inputs, path)
+    ready = prepared(model, example_inputs, path)
+    network, example = ready.network, ready.example
     _check_size(network)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        _write(network, example, partial)
-        session = Session(partial, example, timing.threads)
+        _write(ready, partial)
+        session = Session(partial, timing.threads)
         error, varied = agreement(network, example, session.outputs, "the ONNX file")
         speeds = in_turns(network, session, example, batches, timing, progress)
         size = partial.stat().st_size
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    version = importlib.import_module("onnxruntime").__version__
-    return Exported("onnx", path, size, error, CHECKED, f"onnxruntime {version}", varied, speeds)
+    runtime = f"onnxruntime {importlib.import_module('onnxruntime').__version__}"
+    return Exported("onnx", path, size, error, CHECKED, runtime, varied, speeds, ready.left_out)
 
 
 class Session(nn.Module):
     """An ONNX file as a module without parameters, so that it is timed as PyTorch networks are."""
 
-    def __init__(self, path: Path, example: Any, threads: int) -> None:
+    def __init__(self, path: Path, threads: int) -> None:
         super().__init__()
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
@@ -100,8 +102,6 @@ class Session(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
         """Run the file; what PyTorch takes is taken in the same way, the outputs are arrays."""
         leaves = tensor_leaves((args, kwargs))
-        if kwargs and set(self._names) <= set(kwargs):
-            leaves = [kwargs[name] for name in self._names]
         feed = {n: leaf.numpy() for n, leaf in zip(self._names, leaves, strict=True)}
         found: list[Any] = self._session.run(None, feed)
         return found
@@ -136,24 +136,46 @@ def _check_size(network: nn.Module) -> None:
         )
 
 
-def _write(network: nn.Module, example: Any, path: Path) -> None:
+def _write(ready: Ready, path: Path) -> None:
+    example = drawn(ready.example, EXPORTED)
     positional, named = arguments(example)
-    free = torch.export.Dim.DYNAMIC
-    shapes = dynamic(named, free) if named else dynamic(positional, free)
-    try:
-        with exporters_quiet(), torch.no_grad():
-            torch.onnx.export(
-                network,
-                positional,
-                path,
-                kwargs=named or None,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportError(
-            f"the network cannot be exported to ONNX with a free batch dimension: "
-            f"{first_line(error)}"
-        ) from error
+    given = bound(ready.network, example)
+    reasons = []
+    # A network that treats one sample in another way has no dimension "batch" from 1 on for the
+    # exporter; its file may still be right, and the comparison tells.
+    for free in (torch.export.Dim("batch", min=1), torch.export.Dim.DYNAMIC):
+        try:
+            with exporters_quiet(), torch.no_grad():
+                program: Any = torch.onnx.export(
+                    ready.network,
+                    positional,
+                    kwargs=named or None,
+                    dynamo=True,
+                    dynamic_shapes=dynamic(given, free),
+                    verbose=False,
+                )
+                _rename(program, ready)
+                program.save(path, external_data=False)
+                return
+        except Exception as error:  # noqa: BLE001 (the exporter may raise anything; told below)
+            reasons.append(first_line(error))
+    raise ExportError(
+        f"the network cannot be exported to ONNX with a free batch dimension: {reasons[0]}"
+    )
+
+
+def _rename(program: Any, ready: Ready) -> None:
+    """Give inputs and outputs the names that the network's code has for them.
+
+    A name that something inside the file has already gets ".out" behind it.
+    """
+    graph = program.model.graph
+    faces = [*graph.inputs, *graph.outputs]
+    own = {id(value) for value in faces}
+    inside = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    taken = {value.name for value in inside if id(value) not in own}
+    for value, name in zip(faces, (*ready.inputs, *ready.outputs), strict=True):
+        while name in taken:
+            name = f"{name}.out"
+        taken.add(name)
+        value.name = name

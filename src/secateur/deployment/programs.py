@@ -12,15 +12,16 @@ from torch import nn
 
 from secateur.deployment.agreement import (
     CHECKED,
+    EXPORTED,
     Exported,
+    Ready,
     agreement,
-    arguments,
-    dynamic,
     exporters_quiet,
     first_line,
     in_turns,
     prepared,
 )
+from secateur.deployment.calls import arguments, bound, drawn, dynamic
 from secateur.errors import ExportError, InputError
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
@@ -40,8 +41,9 @@ def export_program(
 ) -> Exported:
     """Write a network as a ``torch.export`` program whose batch dimension is free.
 
-    ``torch.export.load(path).module()`` runs it without the network's Python code. The file is
-    read back and compared with the network as :func:`secateur.deployment.export_onnx` does it.
+    ``torch.export.load(path).module()`` runs it without the network's Python code; outputs by
+    name come as a dict. The file is read back and compared with the network as
+    :func:`secateur.deployment.export_onnx` does it.
 
     Args:
         model: any network, pruned, masked or neither; left as it is.
@@ -59,10 +61,11 @@ def export_program(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise InputError(f"path must end in {SUFFIX}, as PyTorch wants it, but got {path}")
-    network, example = prepared(model, example_inputs, path)
+    ready = prepared(model, example_inputs, path)
+    network, example = ready.network, ready.example
     partial = path.with_name(f"{path.stem}.partial{SUFFIX}")
     try:
-        program = _program(network, example)
+        program = _program(ready)
         with exporters_quiet():
             torch.export.save(program, partial)
             again = torch.export.load(partial).module()
@@ -74,8 +77,9 @@ def export_program(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    runtime = f"torch {torch.__version__}"
     return Exported(
-        "torch.export", path, size, error, CHECKED, f"torch {torch.__version__}", varied, speeds
+        "torch.export", path, size, error, CHECKED, runtime, varied, speeds, ready.left_out
     )
 
 
@@ -90,17 +94,16 @@ class _Plain(nn.Module):
         return self._call[0](*args, **kwargs)
 
 
-def _program(network: nn.Module, example: Any) -> Any:
+def _program(ready: Ready) -> Any:
+    example = drawn(ready.example, EXPORTED)
     positional, named = arguments(example)
-    free = torch.export.Dim("batch", min=1)
-    # The names of the call's own arguments do not matter where the shapes mirror its structure.
-    shapes = dynamic(named, free) if named else dynamic(positional, free)
+    shapes = dynamic(bound(ready.network, example), torch.export.Dim("batch", min=1))
     reasons = []
     for strict in (False, True):
         try:
             with exporters_quiet(), torch.no_grad():
                 return torch.export.export(
-                    network, positional, named or None, dynamic_shapes=shapes, strict=strict
+                    ready.network, positional, named or None, dynamic_shapes=shapes, strict=strict
                 )
         except Exception as error:  # noqa: BLE001 (the exporter may raise anything; told below)
             reasons.append(first_line(error))
