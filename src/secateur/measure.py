@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.averages import averages
 from secateur.calibration import device_of
 from secateur.errors import InputError, SecateurError
 from secateur.progress import track
@@ -122,8 +123,9 @@ def quality(
     """Classify every image of ``loader`` and say how well.
 
     Precision, recall and F1 are macro averages over the classes that occur among labels or
-    predictions; a class that is never predicted has precision 0. The loss is the mean cross
-    entropy. The model runs where its parameters are, in eval mode; its modes are put back.
+    predictions, with 95 % bootstrap intervals, and averages weighted by the labels; a class that
+    is never predicted has precision 0. The loss is the mean cross entropy. The model runs where
+    its parameters are, in eval mode; its modes are put back.
 
     Args:
         model: maps [N, ...] to logits [N, classes], or to an object with such ``logits``.
@@ -143,19 +145,27 @@ def judged(found: Answers) -> Quality:
     hits = int(found.right.sum())
     count = len(found.labels)
     low, high = wilson(hits, count)
-    precision, recall, f1 = _macro(found.labels, found.predicted)
+    means = averages(found.labels, found.predicted)
     return Quality(
         split=found.split,
         count=count,
         accuracy=hits / count,
         low=low,
         high=high,
-        precision=precision,
-        recall=recall,
-        f1=f1,
+        precision=means.precision,
+        recall=means.recall,
+        f1=means.f1,
         loss=found.loss,
         top5=None if found.among_five is None else float(found.among_five.mean()),
         ece=calibration_error(found.confidence, found.right),
+        weighted_precision=means.weighted_precision,
+        weighted_f1=means.weighted_f1,
+        precision_low=means.precision_span[0],
+        precision_high=means.precision_span[1],
+        recall_low=means.recall_span[0],
+        recall_high=means.recall_span[1],
+        f1_low=means.f1_span[0],
+        f1_high=means.f1_span[1],
     )
 
 
@@ -278,16 +288,6 @@ def _logits(output: object, labels: Tensor) -> Tensor:
             f"and labels go from {int(labels.min())} to {int(labels.max())}"
         )
     return logits
-
-
-def _macro(labels: Labels, predicted: Labels) -> tuple[float, float, float]:
-    # scikit-learn takes a second to import; whoever only asks for sizes need not wait.
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, predicted, average="macro", zero_division=0
-    )
-    return float(precision), float(recall), float(f1)
 
 
 def _processor() -> str:

@@ -28,7 +28,9 @@ class Quality:
     ``low`` and ``high`` bound the accuracy (95 % Wilson interval); precision,
     recall and F1 are macro averages. ``top5`` is the share with the label among
     the five highest outputs, None for five classes or fewer; ``ece`` the expected
-    calibration error; both are None in results of before they were measured.
+    calibration error. Weighted averages count each class by its labels (weighted
+    recall is the accuracy); ``*_low`` and ``*_high`` bound the macro averages (95 %,
+    bootstrap). All of these are None in results of before they were measured.
     """
 
     split: str
@@ -42,6 +44,14 @@ class Quality:
     loss: float
     top5: float | None = None
     ece: float | None = None
+    weighted_precision: float | None = None
+    weighted_f1: float | None = None
+    precision_low: float | None = None
+    precision_high: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
+    f1_low: float | None = None
+    f1_high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def _main_caption(result: Result) -> str:
         )
     text = (
         f"Dense and pruned, measured {where}. Accuracy with its 95 % interval (Wilson); "
-        "precision, recall and F1 are macro averages; MACs are for one input"
+        "precision, recall and F1 are macro averages, their intervals from the bootstrap; MACs are "
+        "for one input"
     )
     turns = sorted({speed.repeats for speed in (*result.dense.speeds, *result.pruned.speeds)})
     if turns:
@@ -65,7 +66,11 @@ def _quality_rows(dense: Quality, pruned: Quality) -> list[tuple[Cell, ...]]:
             Cell(after - before, fmt.points(after - before)),
         )
 
-    label, before, after, change = share("Accuracy", lambda one: one.accuracy)
+    def bounded(label: str, name: str, low: str, high: str) -> tuple[Cell, ...]:
+        said, *values, change = share(label, lambda one: float(getattr(one, name)))
+        spans = [(getattr(one, low), getattr(one, high)) for one in (dense, pruned)]
+        return (said, *map(_bounded, values, spans), change)
+
     loss = (
         _text("Loss"),
         Cell(dense.loss, fmt.decimal(dense.loss)),
@@ -74,22 +79,34 @@ def _quality_rows(dense: Quality, pruned: Quality) -> list[tuple[Cell, ...]]:
     )
     # Results of before these were measured have none.
     five = dense.top5 is not None and pruned.top5 is not None
+    weighted = dense.weighted_f1 is not None and pruned.weighted_f1 is not None
     calibrated = dense.ece is not None and pruned.ece is not None
     return [
-        (label, _bounded(before, dense), _bounded(after, pruned), change),
+        bounded("Accuracy", "accuracy", "low", "high"),
         *([share("Top-5 accuracy", lambda one: one.top5 or 0.0)] if five else []),
-        share("Precision", lambda one: one.precision),
-        share("Recall", lambda one: one.recall),
-        share("F1", lambda one: one.f1),
+        *(
+            bounded(label, name, f"{name}_low", f"{name}_high")
+            for label, name in (("Precision", "precision"), ("Recall", "recall"), ("F1", "f1"))
+        ),
+        *(
+            [
+                share("Precision, weighted", lambda one: one.weighted_precision or 0.0),
+                share("F1, weighted", lambda one: one.weighted_f1 or 0.0),
+            ]
+            if weighted
+            else []
+        ),
         loss,
         *([share("Calibration error", lambda one: one.ece or 0.0)] if calibrated else []),
     ]
 
 
-def _bounded(cell: Cell, quality: Quality) -> Cell:
-    low, high = fmt.percent(quality.low), fmt.percent(quality.high)
-    detail = f"{low.removesuffix(' %')} to {high}"
-    return Cell(cell.value, cell.text, detail, (quality.low, quality.high))
+def _bounded(cell: Cell, span: tuple[float | None, float | None]) -> Cell:
+    low, high = span
+    if low is None or high is None:
+        return cell
+    detail = f"{fmt.percent(low).removesuffix(' %')} to {fmt.percent(high)}"
+    return Cell(cell.value, cell.text, detail, (low, high))
 
 
 def _size_rows(dense: Measured, pruned: Measured) -> list[tuple[Cell, ...]]:
