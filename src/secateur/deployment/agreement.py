@@ -15,7 +15,14 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from secateur.deployment.calls import check_batch, drawn, input_names, leaf_names, ordered
+from secateur.deployment.calls import (
+    check_batch,
+    drawn,
+    input_names,
+    leaf_names,
+    ordered,
+    spell_out,
+)
 from secateur.deployment.outputs import left_out, plain
 from secateur.errors import ExportError, InputError
 from secateur.graph.copies import map_tensors
@@ -104,6 +111,7 @@ def prepared(model: nn.Module, example: Any, path: str | Path) -> Ready:
     example = ordered(model, example)
     check_batch(model, example)
     network = copy.deepcopy(model).to("cpu").eval()
+    spell_out(network, example)
     found = _run(network, drawn(example, EXPORTED), EXPORTED)
     names = leaf_names(plain(found))
     if not names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -51,6 +52,30 @@ def bound(model: nn.Module, example: Any) -> dict[str, Any]:
         raise InputError(
             f"example_inputs must be what the forward pass takes, but {error}"
         ) from error
+
+
+def spell_out(network: nn.Module, example: Any) -> None:
+    """Give a forward pass that takes ``**kwargs`` a signature of the names that it gets, in place.
+
+    PyTorch's exporter (2.13) counts what ``**kwargs`` takes twice, and finds a mismatch.
+    """
+    given = bound(network, example)
+    variable = [
+        name
+        for name, kind in inspect.signature(network.forward).parameters.items()
+        if kind.kind is inspect.Parameter.VAR_KEYWORD and name in given
+    ]
+    if not variable or "forward" in vars(network):
+        return
+
+    def forward(self: nn.Module, **named: Any) -> Any:
+        return type(self).forward(self, **named)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    spelled = inspect.Signature([itself, *(inspect.Parameter(name, keyword) for name in example)])
+    vars(forward)["__signature__"] = spelled
+    network.forward = MethodType(forward, network)
 
 
 def input_names(model: nn.Module, example: Any) -> tuple[str, ...]:
