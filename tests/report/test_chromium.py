@@ -14,7 +14,7 @@ from test_comparison_page import made_up
 
 from secateur.report import write_comparison, write_report, write_sensitivity
 from secateur.report.merged_page import write_merged
-from secateur.results import Quality
+from secateur.results import Branch, LayerZeros, Quality
 from secateur.sensitivity_results import Cell, GroupEntry, Sensitivity
 
 CHROMIUM = next(
@@ -54,12 +54,22 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     result = made_up_result()
     study = dataclasses.replace(made_up(), facts=result.facts)
+    homes = {"a": folder / "run #1 50 %", "b": folder}
+    homes["a"].mkdir()
+    write_report(result, homes["a"] / "report.html")
+    zeros = tuple(LayerZeros(f"layer{n}.conv", 900, 20 * n) for n in range(40))
+    branches = tuple(Branch(f"layer{n}", n % 3 == 0, 0.1 * (n % 3), 900) for n in range(12))
+    left = Branch("gate", False, reason="its branch ends with aten.sigmoid, which a factor skips")
     return {
         "result": write_report(result, folder / "result.html"),
+        "weights": write_report(dataclasses.replace(result, zeros=zeros), folder / "weights.html"),
+        "blocks": write_report(
+            dataclasses.replace(result, branches=(*branches, left)), folder / "blocks.html"
+        ),
         "study": write_comparison(study, folder / "study.html"),
         "thousand": write_comparison(made_up(10, 100, 1), folder / "thousand.html"),
         "sensitivity": write_sensitivity(made_up_sensitivity(), folder / "sensitivity.html"),
-        "merged": write_merged({"a": result, "b": result}, folder / "merged"),
+        "merged": write_merged({"a": result, "b": result}, folder / "merged", homes),
     }
 
 
@@ -95,10 +105,12 @@ def opened(page: Page, path: Path) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("name", ["result", "study", "thousand", "sensitivity", "merged"])
+@pytest.mark.parametrize(
+    "name", ["result", "weights", "blocks", "study", "thousand", "sensitivity", "merged"]
+)
 def test_nothing_is_complained_of(name: str, pages: dict[str, Path], page: Page) -> None:
     said = opened(page, pages[name])
-    page.set_viewport_size({"width": 390, "height": 800})
+    page.set_viewport_size({"width": 360, "height": 800})
     page.emulate_media(color_scheme="dark")
     page.wait_for_timeout(300)
     assert said == []
@@ -113,6 +125,8 @@ def test_nothing_is_complained_of(name: str, pages: dict[str, Path], page: Page)
         ("study", "pareto-macs", "accuracy"),
         ("sensitivity", "heat", "units gone"),
         ("result", "confusion", "taken for"),
+        ("weights", "zeros", "weights are zero"),
+        ("blocks", "branches", "factor"),
     ],
 )
 def test_a_hand_over_a_figure_is_told_what_is_there(
@@ -121,7 +135,7 @@ def test_a_hand_over_a_figure_is_told_what_is_there(
     opened(page, pages[name])
     place = page.locator(f"#plot-{plot}")
     place.scroll_into_view_if_needed()
-    mark = place.locator(".scatterlayer .point").nth(5)
+    mark = place.locator(".scatterlayer .point, .barlayer .point").nth(5)
     box = mark if mark.count() else place.locator(".xy .gridlayer, .plotbg, .nsewdrag").first
     spot = box.bounding_box()
     assert spot is not None
@@ -133,6 +147,16 @@ def test_a_hand_over_a_figure_is_told_what_is_there(
         if place.locator(".hovertext").count():
             break
     assert told in place.locator(".hovertext").first.text_content(timeout=PATIENCE)  # type: ignore[operator]
+
+
+def test_the_keyboard_leads_to_a_run_s_own_report(pages: dict[str, Path], page: Page) -> None:
+    opened(page, pages["merged"])
+    link = page.get_by_role("link", name="Open the report of a", exact=True)
+    assert page.get_by_role("link", name="Open the report of b").count() == 0
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/run%20%231%2050%20%25/report.html")
+    assert page.get_by_role("heading", level=1).text_content() == "Made-up digits network"
 
 
 def test_tables_sort_both_ways(pages: dict[str, Path], page: Page) -> None:

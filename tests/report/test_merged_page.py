@@ -8,15 +8,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from test_comparison_page import made_up
+from test_page import Page
 from typer.testing import CliRunner
 
 from secateur.cli import app
 from secateur.comparison import save_comparison
 from secateur.errors import InputError
-from secateur.report.merged_page import networks_table, render_merged, write_merged
+from secateur.report.merged_page import (
+    networks_table,
+    render_merged,
+    report_links,
+    write_merged,
+)
+from secateur.report.stored import load_run
 from secateur.results import Result, save_result
 
 
@@ -63,13 +71,81 @@ def test_other_dense_networks_are_said(result: Result) -> None:
 
 def test_studies_give_their_frontier_and_what_they_chose(folders: list[Path]) -> None:
     from secateur.report.merged_page import _networks
-    from secateur.report.stored import load_run
 
     study = load_run(folders[2])
     rows = networks_table(tuple(_networks("study", study))).rows
     names = [str(row[0].value) for row in rows]
     assert any(name.endswith("(chosen)") for name in names)
     assert 0 < len(rows) < len(study.trials)  # type: ignore[union-attr]
+
+
+class TestLinks:
+    """A run's own page is reached from the merged one, wherever a browser opens that."""
+
+    def homes(self, folders: list[Path]) -> dict[str, Path]:
+        """Two runs: only the first has its page, in a folder that a link must quote."""
+        odd = folders[0].with_name('a: "#1" <50 %>?')
+        folders[0].rename(odd)
+        (odd / "report.html").write_text("own page", encoding="utf-8")
+        return {"<b>first</b>": odd, "second": folders[1]}
+
+    def merged(self, homes: dict[str, Path], folder: Path) -> Page:
+        records = {name: load_run(home) for name, home in homes.items()}
+        write_merged(records, folder, homes)  # type: ignore[arg-type]
+        return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+    def outward(self, page: Page) -> list[dict[str, str | None]]:
+        return [one for one in page.all("a") if not str(one["href"]).startswith("#")]
+
+    def test_a_link_leads_to_the_page(self, folders: list[Path], tmp_path: Path) -> None:
+        folder = tmp_path / "deep" / "merged"
+        page = self.merged(self.homes(folders), folder)
+        (link,) = self.outward(page)
+        assert link["aria-label"] == "Open the report of <b>first</b>"
+        # As a browser finds it: the address of the page, and the link seen from there.
+        seen = urlsplit(urljoin((folder / "report.html").as_uri(), str(link["href"])))
+        assert (seen.scheme, seen.query, seen.fragment) == ("file", "", "")
+        assert Path(unquote(seen.path)).resolve().read_text() == "own page"
+        rows = json.loads((folder / "runs.json").read_text())["rows"]
+        assert [row["report"] for row in rows] == [link["href"], None]
+        assert (folder / "runs.csv").read_text().startswith("run,report,title,")
+
+    def test_the_folders_can_move_together(self, folders: list[Path], tmp_path: Path) -> None:
+        homes = self.homes(folders)
+        (link,) = self.outward(self.merged(homes, tmp_path / "first" / "merged"))
+        assert str(link["href"]).startswith("../a%3A%20")
+        (tmp_path / "first").rename(tmp_path / "moved")
+        where = (tmp_path / "moved" / "merged" / "report.html").as_uri()
+        assert Path(unquote(urlsplit(urljoin(where, str(link["href"]))).path)).is_file()
+
+    def test_beside_each_other_a_colon_is_no_scheme(self, tmp_path: Path) -> None:
+        (tmp_path / "a:b").mkdir()
+        (tmp_path / "a:b" / "report.html").write_text("")
+        assert report_links({"x": tmp_path / "a:b"}, tmp_path) == {"x": "a%3Ab/report.html"}
+
+    def test_without_pages_there_is_no_column(self, folders: list[Path], tmp_path: Path) -> None:
+        homes = {"first": folders[0], "second": folders[1]}
+        page = self.merged(homes, tmp_path / "merged")
+        assert self.outward(page) == []
+        assert (tmp_path / "merged" / "runs.csv").read_text().startswith("run,title,")
+
+    def test_on_another_drive_the_whole_address_is_given(
+        self, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(*_: object) -> str:
+            raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+        homes = self.homes(folders)
+        monkeypatch.setattr("secateur.report.merged_page.os.path.relpath", refused)
+        (link,) = report_links(homes, tmp_path).values()
+        assert link.startswith("file:///")
+
+    def test_a_run_does_not_lose_its_page(self, folders: list[Path]) -> None:
+        homes = self.homes(folders)
+        before = (homes["<b>first</b>"] / "report.html").read_text()
+        with pytest.raises(InputError, match="none of the runs' own"):
+            self.merged(homes, homes["<b>first</b>"])
+        assert (homes["<b>first</b>"] / "report.html").read_text() == before
 
 
 def test_one_run_is_no_merge(result: Result, tmp_path: Path) -> None:

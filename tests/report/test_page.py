@@ -12,10 +12,10 @@ import pytest
 
 from secateur.errors import InputError
 from secateur.report import write_report
-from secateur.report.page import _together, render
+from secateur.report.page import _dotted, _together, render
 from secateur.results import Result, save_result
 
-VOID = {"meta", "link", "br", "input", "img", "hr"}
+VOID = {"meta", "link", "br", "input", "img", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -118,7 +118,7 @@ def test_figures_have_names_and_words(page: Page, result: Result) -> None:
 
 
 def test_everything_asked_and_found_is_there(page: Page, result: Result) -> None:
-    text = " ".join(page.words).replace("\u00a0", " ")
+    text = "".join(page.words).replace("\u00a0", " ")
     for wanted in (
         result.title,
         "486,607",
@@ -191,6 +191,17 @@ def test_a_thousand_networks_fit(result: Result) -> None:
     )
     assert len(points) > 1_000
     assert len(render(dataclasses.replace(result, points=points)).encode()) < 6_000_000
+
+
+def test_what_is_no_number_sorts_by_its_text(page: Page) -> None:
+    values = [str(one["data-value"]) for one in page.all("td") if "data-value" in one]
+    assert "True" not in values
+    assert [float(one) for one in values]
+
+
+def test_a_long_name_breaks_after_its_dots() -> None:
+    assert _dotted("layer1.0.conv1") == "layer1.<wbr>0.<wbr>conv1"
+    assert _dotted("<b>. A sentence. 5.") == "&lt;b&gt;. A sentence. 5."
 
 
 def test_a_number_stays_with_its_unit() -> None:

@@ -22,12 +22,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value and the text that stands for it; where it has an interval, its bounds and text."""
+    """A value and the text that stands for it; where it has an interval, its bounds and text.
+
+    A cell with a ``link`` leads there; ``spoken`` then says where to, for who hears the text alone.
+    """
 
     value: Value
     text: str
     detail: str = ""
     bounds: tuple[float, float] | None = None
+    link: str = ""
+    spoken: str = ""
 
     @property
     def full(self) -> str:

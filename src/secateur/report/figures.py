@@ -50,6 +50,49 @@ class Figure:
     details: str = ""
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where bars of named things stand: one below the other with their names, or in a numbered row.
+
+    Attributes:
+        along: the axis that counts the things.
+        across: the axis of their values.
+        axis: plotly's settings of ``along``.
+        height: of a figure with them.
+        count: of the things.
+    """
+
+    along: str
+    across: str
+    axis: dict[str, Any]
+    height: int
+    count: int
+
+    def bars(self, values: Sequence[float | None]) -> dict[str, Any]:
+        """Values as data of bars, one for each thing."""
+        return {**self.at(values), "orientation": "h" if self.along == "y" else "v"}
+
+    def at(self, values: Sequence[float | None]) -> dict[str, Any]:
+        """Values as data of marks; None leaves a place empty."""
+        return {self.along: list(range(1, self.count + 1)), self.across: values}
+
+    def axes(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Both axes as parts of a layout, that of the values with these settings."""
+        return {f"{self.along}axis": self.axis, f"{self.across}axis": values}
+
+
+def row_of(names: Sequence[str], title: str) -> Places:
+    """Find places for so many things; ``title`` is said where there is no room for names."""
+    axis: dict[str, Any] = {"title": {"text": ""}, "showgrid": False, "zeroline": False}
+    if len(names) > NAMED_LAYERS:
+        numbered = axis | {"title": {"text": title}, **_steps(len(names))}
+        return Places("x", "y", numbered, 420, len(names))
+    labels = [safe(name) for name in short_names(names)]
+    ticks = {"tickvals": list(range(1, len(names) + 1)), "ticktext": labels}
+    named = axis | ticks | {"autorange": "reversed"}
+    return Places("y", "x", named, 140 + 26 * len(names), len(names))
+
+
 def accuracy_figure(result: Result) -> Figure | None:
     """Accuracy against sparsity, one line per criterion and scope; None without points."""
     lines = curves(result.points)
@@ -99,17 +142,14 @@ def widths_figure(result: Result) -> Figure | None:
     if not widths:
         return None
     figure = go.Figure()
-    named = len(widths) <= NAMED_LAYERS
-    places = list(range(1, len(widths) + 1))
-    along, across = ("y", "x") if named else ("x", "y")
+    row = row_of([width.layer for width in widths], "Layer, in the order of the network")
     for name, values, color, thickness in (
         ("dense", [width.dense for width in widths], GREY, 0.8),
         ("pruned", [width.pruned for width in widths], BLUE, 0.45),
     ):
         figure.add_bar(
-            **{along: places, across: values},
+            **row.bars(values),
             name=name,
-            orientation="h" if named else "v",
             width=thickness,
             marker={"color": color, "line": {"width": 0}},
             opacity=0.55 if name == "dense" else 1,
@@ -119,20 +159,10 @@ def widths_figure(result: Result) -> Figure | None:
             ],
             hovertemplate="%{customdata[0]}<br>%{customdata[1]} to %{customdata[2]}<extra></extra>",
         )
-    layers: dict[str, Any] = {"title": {"text": ""}, "showgrid": False, "zeroline": False}
-    if named:
-        labels = [safe(name) for name in short_names([width.layer for width in widths])]
-        layers |= {"tickvals": places, "ticktext": labels, "autorange": "reversed"}
-    else:
-        layers |= {"title": {"text": "Layer, in the order of the network"}, **_steps(len(widths))}
     size = {"title": {"text": "Width"}, "rangemode": "tozero"}
-    figure.update_layout(
-        barmode="overlay", hovermode="closest", **{f"{along}axis": layers, f"{across}axis": size}
-    )
-    height = 140 + 26 * len(widths) if named else 420
-    return finished(
-        "widths", "Widths before and after", captions.say_widths(widths), height, figure
-    )
+    figure.update_layout(barmode="overlay", hovermode="closest", **row.axes(size))
+    text = captions.say_widths(widths)
+    return finished("widths", "Widths before and after", text, row.height, figure)
 
 
 def training_figure(result: Result) -> Figure | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote
 
 import plotly.graph_objects as go
 
@@ -24,6 +27,9 @@ from secateur.report.summary import Line, summary
 from secateur.results import Measured, Result
 from secateur.sensitivity_results import Sensitivity
 
+NOWHERE: Mapping[str, Path] = MappingProxyType({})
+NO_LINKS: Mapping[str, str] = MappingProxyType({})
+
 _EMPTY = Cell(None, "")
 
 
@@ -42,31 +48,41 @@ class Network:
     time: float | None
 
 
-def write_merged(runs: Mapping[str, Record], folder: Path) -> Path:
+def write_merged(
+    runs: Mapping[str, Record], folder: Path, homes: Mapping[str, Path] = NOWHERE
+) -> Path:
     """Write ``report.html`` of several runs, and every table as CSV and JSON.
 
     Args:
         runs: records by name.
         folder: made when it does not exist; ``networks`` and ``runs`` lie in it, and the tables of
             each run in a folder of its name.
+        homes: the folder of each run by name, as far as known; the page leads to the
+            ``report.html`` in it.
 
     Returns:
         The page.
 
     Raises:
-        InputError: fewer than two runs, or ``folder`` is a file.
+        InputError: fewer than two runs, or ``folder`` is a file or the folder of a run, whose page
+            would be lost.
     """
     if len(runs) < 2:
         raise InputError(f"runs must be at least two, but got {len(runs)}")
+    for home in homes.values():
+        if home.resolve() == folder.resolve():
+            raise InputError(f"folder must be none of the runs' own, but got {folder}")
     found = tuple(network for name, record in runs.items() for network in _networks(name, record))
-    write_each([table for table in (runs_table(runs), networks_table(found)) if table.rows], folder)
+    links = report_links(homes, folder)
+    every = (runs_table(runs, links), networks_table(found))
+    write_each([table for table in every if table.rows], folder)
     for name, record in runs.items():
         write_run_tables(record, folder / name)
-    return write_page(render_merged(runs), folder / "report.html")
+    return write_page(render_merged(runs, links), folder / "report.html")
 
 
-def render_merged(runs: Mapping[str, Record]) -> str:
-    """The page of several runs as HTML text."""
+def render_merged(runs: Mapping[str, Record], links: Mapping[str, str] = NO_LINKS) -> str:
+    """The page of several runs as HTML text; ``links`` as :func:`report_links` gives them."""
     found = tuple(network for name, record in runs.items() for network in _networks(name, record))
     alike, verdict = _alike(found)
     sections = [
@@ -77,7 +93,7 @@ def render_merged(runs: Mapping[str, Record]) -> str:
             figure=networks_figure(found),
             tables=(Shown(networks_table(found)),) if found else (),
         ),
-        Section("runs", "All runs", tables=(Shown(runs_table(runs)),)),
+        Section("runs", "All runs", tables=(Shown(runs_table(runs, links)),)),
         *(
             Section(f"run-{place}", name, bullets=_told(record))
             for place, (name, record) in enumerate(runs.items(), start=1)
@@ -119,10 +135,11 @@ def networks_table(found: Sequence[Network]) -> Table:
     return Table("networks", caption, columns, rows)
 
 
-def runs_table(runs: Mapping[str, Record]) -> Table:
-    """One row a run: what it was and on what it was measured."""
+def runs_table(runs: Mapping[str, Record], links: Mapping[str, str] = NO_LINKS) -> Table:
+    """One row a run: what it was, where its own report lies, and on what it was measured."""
     columns = (
         Column("run", "Run"),
+        *((Column("report", "Report"),) if links else ()),
         Column("title", "Title"),
         Column("dense_test", "Dense (test)", True),
         Column("dense_params", "Dense parameters", True),
@@ -137,6 +154,7 @@ def runs_table(runs: Mapping[str, Record]) -> Table:
         rows.append(
             (
                 _text(name),
+                *((_leading(name, links.get(name)),) if links else ()),
                 _text(record.title),
                 _EMPTY if dense is None else _share(dense.quality.accuracy, 2),
                 _EMPTY if dense is None else Cell(dense.size.params, fmt.count(dense.size.params)),
@@ -145,7 +163,31 @@ def runs_table(runs: Mapping[str, Record]) -> Table:
                 _text(record.command),
             )
         )
-    return Table("runs", "Every run.", columns, tuple(rows))
+    caption = "Every run, with the way to its own report." if links else "Every run."
+    return Table("runs", caption, columns, tuple(rows))
+
+
+def report_links(homes: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """Where each run's own page is as seen from a page in ``folder``, for those that have one.
+
+    The links are relative, so they still lead there after all has been moved together.
+    """
+    pages = {name: home / "report.html" for name, home in homes.items()}
+    return {name: _link(page, folder) for name, page in pages.items() if page.is_file()}
+
+
+def _link(page: Path, folder: Path) -> str:
+    try:
+        seen = os.path.relpath(page, folder)
+    except ValueError:  # on another drive, which no relative path leads to
+        return page.absolute().as_uri()
+    return quote(os.fsencode(Path(seen).as_posix()))
+
+
+def _leading(name: str, link: str | None) -> Cell:
+    if link is None:
+        return _EMPTY
+    return Cell(link, "Open", link=link, spoken=f"Open the report of {name}")
 
 
 def networks_figure(found: Sequence[Network]) -> Figure | None:

@@ -15,9 +15,11 @@ from plotly.offline import get_plotlyjs
 
 from secateur.errors import InputError
 from secateur.report import facts_parts, figures, tables
+from secateur.report.branches_parts import branches_section
 from secateur.report.main_table import main_table
 from secateur.report.parts import Section, Shown, has_content, with_rows
 from secateur.report.summary import Line, proof, summary
+from secateur.report.zeros_parts import zeros_section
 from secateur.results import Result
 
 
@@ -91,12 +93,9 @@ def _sections(result: Result) -> tuple[Section, ...]:
             figure=figures.accuracy_figure(result),
             tables=with_rows(tables.points_table(result), folded=True),
         ),
-        Section(
-            "widths",
-            "Widths before and after",
-            figure=figures.widths_figure(result),
-            tables=with_rows(tables.widths_table(result), folded=True),
-        ),
+        zeros_section(result.zeros),
+        branches_section(result.branches),
+        _widths_section(result),
         Section(
             "training",
             "Training",
@@ -125,15 +124,31 @@ def _sections(result: Result) -> tuple[Section, ...]:
     return tuple(section for section in every if has_content(section))
 
 
+def _widths_section(result: Result) -> Section:
+    name, title = "widths", "Widths before and after"
+    if result.zeros and all(one.dense == one.pruned for one in result.widths):
+        return Section(name, title)
+    return Section(
+        name,
+        title,
+        figure=figures.widths_figure(result),
+        tables=with_rows(tables.widths_table(result), folded=True),
+    )
+
+
 def _kept_section(result: Result) -> Section:
+    """What stands against cutting; without content where single weights went and nothing is cut."""
+    name, title = "kept", "Pinned and given back"
+    if result.zeros:
+        return Section(name, title)
     texts = []
     if not result.given_back:
         texts.append("Every unit that was marked for removal was removed.")
     if not result.pinned:
         texts.append("Nothing was pinned: every dimension could be cut.")
     return Section(
-        "kept",
-        "Pinned and given back",
+        name,
+        title,
         texts=tuple(texts),
         bullets=_reasons(result),
         tables=(
@@ -164,6 +179,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["together"] = _together
+    environment.filters["dotted"] = _dotted
     return environment
 
 
@@ -174,6 +190,11 @@ def _file(name: str) -> str:
 def _script(source: str) -> Markup:
     """Script text that cannot end its own element."""
     return Markup(re.sub(r"</(script)", r"<\\/\1", source, flags=re.IGNORECASE))
+
+
+def _dotted(text: str) -> Markup:
+    """Let a long dotted name break after its dots."""
+    return Markup("<wbr>").join(re.split(r"(?<=\w\.)(?=\w)", text))
 
 
 def _together(text: str) -> str:

@@ -1,11 +1,13 @@
-"""What was asked and what came out, in five lines."""
+"""What was asked and what came out, in five lines or a few more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from secateur.report import format as fmt
+from secateur.report.branches_parts import branches_text
 from secateur.report.tables import flatten
+from secateur.report.zeros_parts import zeros_text
 from secateur.results import CheckRecord, Quality, Result
 
 # What a reader wants to know first; the rest of the settings stand at the end of the page.
@@ -38,11 +40,14 @@ class Line:
 
 
 def summary(result: Result) -> tuple[Line, ...]:
-    """Five lines: asked, chosen, accuracy, size and speed, proof."""
+    """Asked, chosen, accuracy, size and speed, proof; zeros and branches for runs that have any."""
+    zeros, branches = zeros_text(result.zeros), branches_text(result.branches)
     return (
         Line("Asked", _asked(result)),
         Line("Chosen", _chosen(result)),
         Line("Accuracy", _accuracy(result.dense.quality, result.pruned.quality)),
+        *((Line("Zeros", zeros),) if zeros else ()),
+        *((Line("Branches", branches),) if branches else ()),
         Line("Size and speed", _size_and_speed(result)),
         Line("Proof", proof(result.check)),
     )

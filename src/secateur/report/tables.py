@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.report import format as fmt
+from secateur.report.branches_parts import branches_table
 from secateur.report.cells import Cell, Column, Row, Table
 from secateur.report.cells import text_cell as _text
 from secateur.report.facts_parts import facts_tables
 from secateur.report.main_table import main_table
+from secateur.report.zeros_parts import zeros_table
 from secateur.results import Result
 
 SIDES = (Column("dense", "Dense", True), Column("pruned", "Pruned", True))
@@ -33,6 +35,8 @@ def tables(result: Result) -> tuple[Table, ...]:
         main_table(result),
         points_table(result),
         widths_table(result),
+        zeros_table(result.zeros),
+        branches_table(result.branches),
         history_table(result),
         *facts_tables(result.facts),
         given_back_table(result),
