@@ -33,7 +33,7 @@ def test_figures_draw_and_tables_sort_without_complaint(result: Result, tmp_path
     flags = (
         "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
         "--disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom "
-        "--enable-logging=stderr"
+        "--enable-logging=stderr --window-size=1280,20000"
     )
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     done = subprocess.run(
@@ -44,8 +44,9 @@ def test_figures_draw_and_tables_sort_without_complaint(result: Result, tmp_path
         check=True,
     )
     assert "CONSOLE" not in done.stderr
+    # The window is so high that all four figures are in sight, and drawn in three layers each.
     # Matched in elements only: the text of plotly is in the page as well.
-    assert len(re.findall(r'<svg class="main-svg"', done.stdout)) == 9
+    assert len(re.findall(r'<svg class="main-svg"', done.stdout)) == 12
     assert re.search(r'<th [^>]*aria-sort="ascending"><button type="button">Accuracy', done.stdout)
     body = done.stdout.split('id="table-points"')[1].split("<tbody>")[1].split("</tbody>")[0]
     values = [float(one) for one in re.findall(r'data-value="([^"]+)"><span>[^<]* %', body)][1::2]
