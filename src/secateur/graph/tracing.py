@@ -10,6 +10,7 @@ says so.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
+from secateur.graph.leftovers import forget
 from secateur.graph.modules import Turns
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
@@ -89,10 +91,15 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
     ways = ["meta", "fake"] if any(p.is_meta for p in model.parameters()) else WAYS
     reasons: list[str] = []
     for way in ways:
+        made: list[weakref.ref[Tensor]] = []
         try:
-            program = _record(model, example_inputs, way, training)
+            program = _record(model, example_inputs, way, training, made)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
             reasons.append(f"{type(error).__name__}: {_first_line(error)}")
+            program = None
+        if way != "real":
+            forget(made)
+        if program is None:
             continue
         program.way = way
         if way == "real":
@@ -110,7 +117,14 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
-def _record(model: nn.Module, example_inputs: Inputs, way: str, training: bool) -> Program:
+def _record(
+    model: nn.Module,
+    example_inputs: Inputs,
+    way: str,
+    training: bool,
+    made: list[weakref.ref[Tensor]],
+) -> Program:
+    """Trace one pass; ``made`` is filled with what the trace itself brought into being."""
     mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
     makers: dict[str, Callable[[Tensor], Tensor]] = {
         "meta": meta_like,
@@ -136,7 +150,10 @@ def _record(model: nn.Module, example_inputs: Inputs, way: str, training: bool) 
         stack.enter_context(recorder)
         stack.enter_context(_Calls(recorder))
         stack.enter_context(watch_comparisons(recorder.compared))
-        outputs = run_model(twin, inputs)
+        try:
+            outputs = run_model(twin, inputs)
+        finally:
+            made += recorder.made()
     return recorder.finish(outputs)
 
 
@@ -278,6 +295,11 @@ class _Recorder(TorchDispatchMode):
         if packet in _ACTIVATIONS and args[0].is_floating_point():
             return args[0] if packet.endswith("_") else torch.empty_like(args[0])
         return None
+
+    def made(self) -> list[weakref.ref[Tensor]]:
+        """Return the tensors that operations of the pass gave."""
+        known = zip(self._kept, self.program.tensors, strict=True)
+        return [weakref.ref(tensor) for tensor, info in known if info.kind == "value"]
 
     def finish(self, outputs: Any) -> Program:
         """Return the program, the model's outputs noted."""

@@ -1,0 +1,191 @@
+"""Code that keeps what it computes from sizes: a trace must not leave tensors without values there.
+
+Each network is made anew by ``build``, in a module of its own, so that its caches are empty. What
+it computes after a trace is compared with a copy of the same code that was never traced.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur
+from secateur.errors import TraceError
+from secateur.graph import leftovers
+
+TEMPLATE = """
+import functools
+import torch
+from torch import nn
+
+KEPT = {{}}
+LIST = []
+LAST = None
+
+{cache}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.table = nn.Parameter(torch.randn(40))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        places = index(x.shape[1])
+        return self.last(torch.relu(self.first(x)) + self.table[places])
+"""
+
+MADE = "(torch.arange(n).add(3) * 2)[: n, None]"
+FUNCTION = f"""
+@functools.lru_cache(maxsize={{size}})
+def index(n):
+    return {MADE}
+"""
+PAIR = f"""
+@functools.lru_cache
+def pair(n):
+    return {{"both": ({MADE}, n)}}
+
+def index(n):
+    return pair(n)["both"][0]
+"""
+DICTIONARY = f"""
+def index(n):
+    if int(n) not in KEPT:
+        KEPT[int(n)] = {MADE}
+    return KEPT[int(n)]
+"""
+VARIABLE = f"""
+def index(n):
+    global LAST
+    if LAST is None:
+        LAST = {MADE}
+    return LAST
+"""
+LISTED = f"""
+def index(n):
+    if not LIST:
+        LIST.append({MADE})
+    return LIST[0]
+"""
+CACHES = {
+    "function": FUNCTION.format(size=10),
+    "unbounded": FUNCTION.format(size=None),
+    "pair": PAIR,
+    "dictionary": DICTIONARY,
+}
+NUMBER = itertools.count()
+
+
+def module(cache: str) -> types.ModuleType:
+    found = types.ModuleType(f"leftover_{next(NUMBER)}")
+    sys.modules[found.__name__] = found
+    exec(TEMPLATE.format(cache=cache), vars(found))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    yield
+    for name in [name for name in sys.modules if name.startswith("leftover_")]:
+        del sys.modules[name]
+
+
+def build(code: types.ModuleType) -> nn.Module:
+    torch.manual_seed(0)
+    net: nn.Module = code.Net().eval()
+    return net
+
+
+EXAMPLE = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(3))
+
+
+def expected(cache: str) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = build(module(cache))(EXAMPLE)
+    return found
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("repeated", [1, 2])
+def test_a_traced_network_computes_what_it_did(cache: str, repeated: int) -> None:
+    code = module(CACHES[cache])
+    net = build(code)
+    for _ in range(repeated):
+        graph = secateur.trace(net, EXAMPLE)
+    with torch.no_grad():
+        assert torch.equal(net(EXAMPLE), expected(CACHES[cache]))
+    plan = secateur.allocate(graph, secateur.score(graph, "l2"), sparsity=0.5)
+    assert secateur.verify(net, secateur.cut(net, plan), plan, EXAMPLE).ok
+
+
+def test_without_the_cleaning_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.graph.tracing.forget", lambda made: None)
+    code = module(DICTIONARY)
+    secateur.trace(build(code), EXAMPLE)
+    assert all(kept.is_meta for kept in code.KEPT.values())
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_a_run_before_has_kept_does_no_harm(cache: str) -> None:
+    code = module(CACHES[cache])
+    net = build(code)
+    with torch.no_grad():
+        before = net(EXAMPLE)
+    kept = list(code.KEPT.values())
+    secateur.trace(net, EXAMPLE)
+    assert [id(one) for one in code.KEPT.values()] == [id(one) for one in kept]
+    with torch.no_grad():
+        assert torch.equal(net(EXAMPLE), before)
+
+
+@pytest.mark.parametrize(("cache", "place"), [(VARIABLE, r"leftover_\d+.LAST"), (LISTED, "a list")])
+def test_a_place_that_cannot_be_emptied_is_named(cache: str, place: str) -> None:
+    code = module(cache)
+    net = build(code)
+    with pytest.raises(TraceError, match=rf"keeps a tensor of shape \[5, 1\].* in {place}.*run"):
+        secateur.trace(net, EXAMPLE)
+
+
+@pytest.mark.parametrize("cache", [VARIABLE, LISTED])
+def test_after_a_run_such_a_place_does_no_harm(cache: str) -> None:
+    code = module(cache)
+    net = build(code)
+    with torch.no_grad():
+        before = net(EXAMPLE)
+        secateur.trace(net, EXAMPLE)
+        assert torch.equal(net(EXAMPLE), before)
+
+
+def test_circles_of_objects_are_no_cache() -> None:
+    class Circle:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor, self.myself = tensor, self
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(Circle(self.first(x)).tensor.relu())
+
+    assert secateur.trace(Net().eval(), EXAMPLE).groups
+
+
+def test_nothing_is_looked_for_where_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads all objects there are, which takes a fifth of a second."""
+
+    def fail(wanted: set[int]) -> None:
+        raise AssertionError("all objects were read")
+
+    monkeypatch.setattr(leftovers, "_empty_functions", fail)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert secateur.trace(net, EXAMPLE).groups
