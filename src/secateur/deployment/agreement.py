@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,10 +238,13 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {line.strip()[:300]}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def exporters_quiet() -> Iterator[None]:
-    """Keep what exporters say about their own future from the user, who cannot mend it."""
-    with warnings.catch_warnings():
+    """Keep what exporters say about their own future from the user, who cannot mend it.
+
+    Nor the whole graph, which PyTorch prints where it fails; the error says why.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         for category in (FutureWarning, DeprecationWarning, UserWarning):
             warnings.simplefilter("ignore", category)
         yield

@@ -30,6 +30,8 @@ from secateur.latency import Timing
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 MOST_BYTES = 2**31 - 2**20
 """An ONNX file is one protobuf message, which ends at 2 GiB."""
+BATCH = "batch"
+"""The name of the free dimension in the file."""
 
 
 def export_onnx(
@@ -139,33 +141,30 @@ def _check_size(network: nn.Module) -> None:
 def _write(ready: Ready, path: Path) -> None:
     example = drawn(ready.example, EXPORTED)
     positional, named = arguments(example)
-    given = bound(ready.network, example)
-    reasons = []
-    # A network that treats one sample in another way has no dimension "batch" from 1 on for the
-    # exporter; its file may still be right, and the comparison tells.
-    for free in (torch.export.Dim("batch", min=1), torch.export.Dim.DYNAMIC):
-        try:
-            with exporters_quiet(), torch.no_grad():
-                program: Any = torch.onnx.export(
-                    ready.network,
-                    positional,
-                    kwargs=named or None,
-                    dynamo=True,
-                    dynamic_shapes=dynamic(given, free),
-                    verbose=False,
-                )
-                _rename(program, ready)
-                program.save(path, external_data=False)
-                return
-        except Exception as error:  # noqa: BLE001 (the exporter may raise anything; told below)
-            reasons.append(first_line(error))
-    raise ExportError(
-        f"the network cannot be exported to ONNX with a free batch dimension: {reasons[0]}"
-    )
+    # Not a named dimension: where PyTorch cannot prove it free, its ONNX exporter fixes it at the
+    # size of the example and says nothing.
+    shapes = dynamic(bound(ready.network, example), torch.export.Dim.DYNAMIC)
+    try:
+        with exporters_quiet(), torch.no_grad():
+            program: Any = torch.onnx.export(
+                ready.network,
+                positional,
+                kwargs=named or None,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+            _rename(program, ready)
+            program.save(path, external_data=False)
+    except Exception as error:
+        raise ExportError(
+            f"the network cannot be exported to ONNX with a free batch dimension: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _rename(program: Any, ready: Ready) -> None:
-    """Give inputs and outputs the names that the network's code has for them.
+    """Give inputs and outputs the names that the network's code has for them, and the batch its.
 
     A name that something inside the file has already gets ".out" behind it.
     """
@@ -179,3 +178,8 @@ def _rename(program: Any, ready: Ready) -> None:
             name = f"{name}.out"
         taken.add(name)
         value.name = name
+    firsts = [value.shape[0] for value in graph.inputs]
+    own_names = {str(first.value) for first in firsts if not isinstance(first, int)}
+    # Older versions of PyTorch cannot be asked to; there the batch has a name of theirs.
+    if hasattr(program, "rename_axes"):
+        program.rename_axes(dict.fromkeys(own_names, BATCH))
