@@ -149,6 +149,17 @@ def test_a_hand_over_a_figure_is_told_what_is_there(
     assert told in place.locator(".hovertext").first.text_content(timeout=PATIENCE)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("name", ["weights", "blocks", "merged"])
+def test_tables_fit_on_paper(name: str, pages: dict[str, Path], page: Page) -> None:
+    """Paper does not scroll: A4 with margins of 12 mm is 703 pixels wide."""
+    page.set_viewport_size({"width": 703, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto(pages[name].as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    widths = page.evaluate("[...document.querySelectorAll('table')].map(one => one.offsetWidth)")
+    assert max(widths) <= 703
+
+
 def test_the_keyboard_leads_to_a_run_s_own_report(pages: dict[str, Path], page: Page) -> None:
     opened(page, pages["merged"])
     link = page.get_by_role("link", name="Open the report of a", exact=True)
