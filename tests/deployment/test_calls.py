@@ -170,6 +170,7 @@ def test_the_exporter_s_own_reason_is_told(
     ("model", "example", "told"),
     [
         (Anything(), {"ids": IDS, "mask": MASK[:1].expand(3, 4), "scale": 1.0}, "first dimension"),
+        (Anything(), {"ids": IDS, "mask": MASK, "scale": Store(IDS)}, "1 are held otherwise"),
         (Tokens(), {"tokens": IDS}, "what the forward pass takes"),
         (Chosen(Store), torch.zeros(1, 4), "must return tensors, .* but got Store"),
     ],

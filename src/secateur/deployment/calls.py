@@ -119,11 +119,17 @@ def check_batch(model: nn.Module, example: Any) -> None:
     """Refuse an example whose tensors do not share their first dimension.
 
     Raises:
-        InputError: a tensor is a scalar or empty, or two have different numbers of samples.
+        InputError: a tensor is a scalar or empty, two have different numbers of samples, or one
+            is held by something else than dicts, tuples and lists.
     """
     batched(example, 1, CPU)
-    names = input_names(model, example)
-    sizes = {n: len(t) for n, t in zip(names, tensor_leaves(example), strict=True) if len(t) > 1}
+    names, tensors = input_names(model, example), tensor_leaves(example)
+    if len(names) != len(tensors):
+        raise InputError(
+            "example_inputs must hold tensors in dicts, tuples and lists only (no cache), but of "
+            f"{len(tensors)} tensors {len(tensors) - len(names)} are held otherwise"
+        )
+    sizes = {name: len(one) for name, one in zip(names, tensors, strict=True) if len(one) > 1}
     if len(set(sizes.values())) > 1:
         raise InputError(
             "example_inputs must have the batch as the first dimension of every tensor, but the "

@@ -47,7 +47,8 @@ def export_onnx(
 
     The file is run in ONNX Runtime (on the CPU) at batch sizes 1 and 3 and compared with PyTorch;
     only a file that agrees within 1e-4 of each output's largest magnitude is put in place. A
-    file that was there before is replaced or left as it was.
+    file that was there before is replaced or left as it was. Inputs have the names of the forward
+    pass's arguments, outputs those of their fields or keys.
 
     Args:
         model: any network, pruned, masked or neither; left as it is.
