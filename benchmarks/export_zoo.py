@@ -1,7 +1,8 @@
 """One row a network: cut in half, exported and compared; and with half of its weights at zero.
 
 ``python benchmarks/export_zoo.py`` takes the networks of ``tests/deployment/export_cases.py`` and
-writes ``results/export_zoo.md`` after each of them. No clock is read.
+writes ``results/export_zoo.md`` after each of them; with ``--only`` the page's other rows stay.
+No clock is read.
 """
 
 from __future__ import annotations
@@ -77,7 +78,14 @@ def page(rows: Mapping[str, str]) -> str:
     """Lay out all rows."""
     versions = [f"{name} {importlib.import_module(name).__version__}" for name in PACKAGES]
     told = ", ".join([f"Python {platform.python_version()}", *versions])
-    return HEAD.format(versions=told) + "".join(f"{line}\n" for line in rows.values())
+    return HEAD.format(versions=told) + "".join(f"{rows[n]}\n" for n in CASES if n in rows)
+
+
+def known(path: Path) -> dict[str, str]:
+    """Return the rows of an earlier run by the name of their network."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    return {name: line for name, line in named.items() if name in CASES}
 
 
 def main() -> None:
@@ -88,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows: dict[str, str] = {}
+    rows = known(options.output) if options.only else {}
     for name, case in CASES.items():
         if options.only and not any(part in name for part in options.only):
             continue
