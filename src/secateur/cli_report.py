@@ -40,10 +40,9 @@ def report(
                 raise InputError("output must not be given for one folder: its page is drawn in it")
             typer.echo(f"report: {draw_again(folders[0])}")
             return
-        records = {
-            name: load_run(folder) for name, folder in zip(_names(folders), folders, strict=True)
-        }
-        typer.echo(f"report: {write_merged(records, output or Path('runs') / 'report')}")
+        homes = dict(zip(_names(folders), folders, strict=True))
+        records = {name: load_run(folder) for name, folder in homes.items()}
+        typer.echo(f"report: {write_merged(records, output or Path('runs') / 'report', homes)}")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

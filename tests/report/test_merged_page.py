@@ -155,10 +155,13 @@ def test_one_run_is_no_merge(result: Result, tmp_path: Path) -> None:
 
 class TestVerb:
     def test_folders_are_merged(self, folders: list[Path], tmp_path: Path) -> None:
+        (folders[1] / "report.html").write_text("own page")
         words = ["report", *map(str, folders), "--output", str(tmp_path / "merged")]
         outcome = CliRunner().invoke(app, words)
         assert outcome.exit_code == 0, outcome.output
         assert outcome.stdout == f"report: {tmp_path / 'merged' / 'report.html'}\n"
+        rows = json.loads((tmp_path / "merged" / "runs.json").read_text())["rows"]
+        assert [row["report"] for row in rows] == [None, "../second/run/report.html", None]
         # Two folders of one name are told apart by what they lie in.
         assert (tmp_path / "merged" / "first-run" / "results.csv").is_file()
         assert (tmp_path / "merged" / f"{tmp_path.name}-study" / "setups.csv").is_file()

@@ -151,10 +151,18 @@ def test_weights_are_zero_where_they_should_be(undisturbed: Get) -> None:
         assert zeros == pytest.approx(0.7 * whole, abs=len(matrices))
         (told,) = (note for note in result.notes if "that may be masked are zero" in note)
         assert told.startswith(f"{zeros:,} of {whole:,} weights")
+        assert {one.layer: (one.weights, one.zeros) for one in result.zeros} == {
+            name.removesuffix(".weight"): (t.numel(), int((t == 0).sum()))
+            for name, t in weights(folder).items()
+            if t.dim() > 1
+        }
+        assert result.branches == ()
 
 
 def test_two_of_four_stay_and_what_is_protected(undisturbed: Get) -> None:
-    found = weights(undisturbed("weights 2:4")[1])
+    result, folder = undisturbed("weights 2:4")
+    found = weights(folder)
+    assert [one.layer for one in result.zeros] == ["0", "4"]
     assert bool((found["9.weight"] != 0).all())
     runs = found["4.weight"].movedim(1, -1).reshape(-1, 4)
     assert ((runs != 0).sum(1) == 2).all()
@@ -179,6 +187,12 @@ def test_blocks_are_gone(undisturbed: Get) -> None:
     widths = {width.layer: width.pruned for width in result.widths}
     assert widths[f"{gone[0]}.conv1"] == 0
     assert len(gone) in (1, 2, 3)
+    assert [one.name for one in result.branches if one.gone] == gone
+    assert all((one.factor == 0) == one.gone for one in result.branches)
+    # Two 3x3 convolutions of 8 channels with bias, and two norms.
+    assert [one.params for one in result.branches] == [2 * (8 * 8 * 9 + 8) + 2 * 16] * 3
+    assert result.zeros == ()
+    assert (folder / "run" / "branches.csv").is_file()
 
 
 @pytest.mark.parametrize(

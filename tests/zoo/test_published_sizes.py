@@ -12,7 +12,7 @@ import secateur
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import proxy_sizes  # noqa: E402
+import proxy_sizes
 
 
 @pytest.mark.filterwarnings("default")

@@ -79,6 +79,8 @@ def _prune(run: Run, config: RunConfig) -> Result:
         history=done.history,
         given_back=done.given_back,
         notes=notes,
+        zeros=done.zeros,
+        branches=done.branches,
     )
 
 
