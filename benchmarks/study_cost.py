@@ -115,6 +115,10 @@ def main() -> None:
     asked = parser.parse_args()
     raw = {**read_mapping(asked.study), "output": str(asked.output)}
     config = parse(CompareConfig, raw, str(asked.study))
+    for needed in (config.data.source, config.weights):
+        if needed is not None and not Path(needed).exists():
+            print(f"study_cost: nothing measured, because {needed} is not there")
+            return
     resume = (asked.output / "config.yaml").is_file()
     with threads_set(config.threads):
         found = measured(config, asked.output, resume)
