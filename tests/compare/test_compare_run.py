@@ -31,6 +31,7 @@ from secateur.comparison import Comparison, load_comparison, setups
 from secateur.data import batches
 from secateur.errors import CheckpointError, InputError, SecateurError
 from secateur.measure import quality
+from secateur.study import kept
 
 OTHER_FORMAT = "update study_user_attributes set value_json = '7' where key = 'format'"
 OTHER_OPTUNA = "update alembic_version set version_num = 'v9'"
@@ -110,15 +111,18 @@ def test_test_is_read_for_what_was_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, bool]] = []
-    real = running.quality
+    real = kept.answers
 
     def watched(model: Any, loader: Any, split: str, **options: Any) -> Any:
         seen.append((split, (tmp_path / "study" / "stages" / "test.json").is_file()))
         return real(model, loader, split, **options)
 
-    monkeypatch.setattr(running, "quality", watched)
+    monkeypatch.setattr(kept, "answers", watched)
     found = compare_run(study(tmp_path, test="all"))
+    # The chosen network and the dense one are side by side by the same answers.
     assert [split for split, _ in seen] == ["validation", *["test"] * 5]
+    assert found.facts is not None
+    assert found.facts.split == "test"
     assert all(written for split, written in seen if split == "test")
     assert all(trial.test is not None and trial.test.split == "test" for trial in found.trials)
 

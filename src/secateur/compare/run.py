@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,12 +25,11 @@ from secateur.compare.schedules import check_schedules
 from secateur.compare.trials import Spec, grid, said
 from secateur.compare.workers import one_by_one, side_by_side
 from secateur.comparison import Comparison, Trial
-from secateur.data import batches
 from secateur.data.images import ImageSet
 from secateur.errors import CheckpointError, InputError, SecateurError
-from secateur.facts import facts_of
+from secateur.facts import facts_from
 from secateur.latency import relative_time
-from secateur.measure import environment, quality
+from secateur.measure import Answers, environment, judged
 from secateur.progress import track
 from secateur.report import write_comparison, write_comparison_tables
 from secateur.results import Facts, Measured, Quality, build_record
@@ -106,7 +105,7 @@ def _study(
 ) -> Comparison:
     config = bench.config
     specs = grid(config)
-    dense = _judged(bench, "dense-validation", lambda: _quality(bench, "validation"))
+    dense = judged(_answered(bench, folder, "validation"))
     say(bench.progress, f"dense: {dense.accuracy:.2%} on validation; {len(specs)} trials")
     database = open_database(folder / DATABASE, [spec.trial for spec in specs])
     try:
@@ -118,7 +117,7 @@ def _study(
     if all(trial.quality is None for trial in trials):
         raise SecateurError(f"not one of {len(trials)} trials is complete: {trials[0].error}")
     trials = [_timed(bench, specs[trial.number], trial) for trial in _tracked(bench, trials)]
-    found = _concluded(bench, test, specs, trials, dense, command)
+    found = _concluded(bench, folder, test, specs, trials, dense, command)
     _keep_chosen(bench, folder, specs, found, factory)
     records.save_comparison(found, folder / COMPARISON)
     shutil.rmtree(folder / store.STAGES, ignore_errors=True)
@@ -172,6 +171,7 @@ def _timed(bench: Bench, spec: Spec, trial: Trial) -> Trial:
 
 def _concluded(
     bench: Bench,
+    folder: Path,
     test: ImageSet,
     specs: Sequence[Spec],
     trials: Sequence[Trial],
@@ -189,9 +189,9 @@ def _concluded(
             bench.subject, data=dataclasses.replace(bench.data, test=test)
         )
     )  # fmt: skip
-    on_test = _judged(seen, "dense-test", lambda: _quality(seen, "test"))
+    on_test = judged(_answered(seen, folder, "test"))
     tested = {
-        number: _judged(seen, f"test-{number}", lambda n=number: _test_of(seen, specs[n]))  # type: ignore[misc]
+        number: judged(_answered(seen, folder, "test", specs[number]))
         for number in track(numbers, "Measuring on test", bench.progress)
     }
     cost = bench.subject.graph.cost()
@@ -211,7 +211,7 @@ def _concluded(
         cost=config.choose.cost,
         score=config.score or "",
         notes=tuple(bench.subject.graph.notes),
-        facts=None if number is None else _facts(*side, specs[number]),
+        facts=None if number is None else _facts(*side, folder, specs[number]),
     )
 
 
@@ -237,36 +237,29 @@ def _opened(bench: Bench, numbers: Sequence[int]) -> list[int]:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
 
 
-def _judged(bench: Bench, name: str, measure: Callable[[], Quality]) -> Quality:
-    """Measure once; the next time it is read from the stage."""
-    path = bench.stage / f"{name}.json"
-    (found,) = store.remembered_records(path, Quality, lambda: [measure()])
-    return found
+def _answered(bench: Bench, folder: Path, split: str, spec: Spec | None = None) -> Answers:
+    """Classify every image by the dense network or a trial's, once; the study keeps the answers."""
+    model = bench.subject.model if spec is None else made_again(bench, spec).model
+    name = f"{'dense' if spec is None else spec.trial.number}-{split}"
+    return kept.answered(_own(bench, folder), name, model, bench.data, split)
 
 
-def _quality(bench: Bench, split: str) -> Quality:
-    loader = batches(getattr(bench.data, split), bench.config.data.batch_size)
-    return quality(bench.subject.model, loader, split, progress=bench.progress)
+def _own(bench: Bench, folder: Path, command: str = "") -> kept.Run:
+    # A bar for each of many networks would hide the one that counts them.
+    return kept.Run(folder, bench.config.data.batch_size, None, command)
 
 
-def _test_of(bench: Bench, spec: Spec) -> Quality:
-    loader = batches(bench.data.test, bench.config.data.batch_size)
-    return quality(made_again(bench, spec).model, loader, "test")
-
-
-def _facts(bench: Bench, split: str, spec: Spec) -> Facts:
+def _facts(bench: Bench, split: str, folder: Path, spec: Spec) -> Facts:
     """Put the dense network and a trial's side by side, once."""
 
     def measure() -> str:
-        found = facts_of(
+        found = facts_from(
             bench.subject.model,
             made_again(bench, spec).model,
-            batches(getattr(bench.data, split), bench.config.data.batch_size),
-            split,
+            (_answered(bench, folder, split), _answered(bench, folder, split, spec)),
             bench.data.classes,
             bench.subject.example,
             threads=bench.config.threads,
-            progress=bench.progress,
         )
         return json.dumps(dataclasses.asdict(found))
 
@@ -286,7 +279,7 @@ def _keep_chosen(
     made = made_again(bench, specs[found.chosen])
     if made.plan is not None:
         store.write_text(folder / store.PLAN, made.plan.to_json() + "\n")
-    run = kept.Run(folder, bench.config.data.batch_size, bench.progress, found.command)
+    run = _own(bench, folder, found.command)
     kept.stored(run, made.model, factory, bench.config.arguments)
 
 
