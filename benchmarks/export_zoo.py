@@ -26,7 +26,6 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "deploym
 
 from export_cases import CASES, ExportCase  # noqa: E402
 
-import secateur  # noqa: E402
 from secateur.deployment import Exported, export_onnx, export_program  # noqa: E402
 from secateur.errors import ExportError  # noqa: E402
 
@@ -67,8 +66,7 @@ def row(name: str, case: ExportCase, folder: Path) -> str:
     cut = case.halved(dense).model
     onnx = attempt(export_onnx, cut, case.example, folder / "net.onnx")
     program = attempt(export_program, cut, case.example, folder / "net.pt2")
-    sparse = secateur.sparsify(dense, "l1", 0.5).model
-    zeros = attempt(export_onnx, sparse, case.example, folder / "zeros.onnx")
+    zeros = attempt(export_onnx, case.zeroed(dense), case.example, folder / "zeros.onnx")
     sizes = [f"{sum(p.numel() for p in model.parameters()):,}" for model in (dense, cut)]
     missing = ", ".join(dict.fromkeys(onnx[2] + program[2]))
     return f"| {' | '.join([name, *sizes, *onnx[:2], *program[:2], *zeros[:2], missing])} |"

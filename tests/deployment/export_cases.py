@@ -20,11 +20,16 @@ from secateur.graph.tracing import run_model
 
 
 class ExportCase(NamedTuple):
-    """A network in float32; ``left_out`` is what its file cannot have."""
+    """A network in float32.
+
+    ``left_out`` is what its file cannot have; ``include`` names dense layers that only their
+    library knows, whose weights may be at zero too.
+    """
 
     build: Callable[[], nn.Module]
     example: Any
     left_out: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
 
     def dense(self) -> nn.Module:
         """The network with random weights, none of them at zero.
@@ -48,6 +53,10 @@ class ExportCase(NamedTuple):
     def halved(self, dense: nn.Module) -> secateur.Pruned[nn.Module]:
         """Half of every group is cut, by l2."""
         return secateur.prune(dense, self.example, sparsity=0.5)
+
+    def zeroed(self, dense: nn.Module) -> nn.Module:
+        """Half of its single weights are zero, by l1."""
+        return secateur.sparsify(dense, "l1", 0.5, include=self.include).model
 
 
 def as_float32(value: Any) -> Any:
@@ -83,6 +92,8 @@ GPT2 = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+# Its dense layers are a class of transformers, Conv1D.
+GPT2_LAYERS = ("*.attn.c_*", "*.mlp.c_*")
 CACHED = {name: value for name, value in LLAMA.items() if name != "use_cache"}
 T5 = {
     "vocab_size": VOCABULARY,
@@ -115,6 +126,7 @@ OTHERS = (
     "transformers/wav2vec2",
     "transformers/mamba",
     "transformers/mixtral",
+    "transformers/mixtral_batched",
 )
 
 CASES: dict[str, ExportCase] = {
@@ -133,16 +145,20 @@ CASES: dict[str, ExportCase] = {
     ),
     "transformers/distilbert": ExportCase(CATALOGUE["transformers/distilbert"].build, sentences()),
     "transformers/gpt2": ExportCase(
-        hugging_face("GPT2LMHeadModel", "GPT2Config", **GPT2), sentences(use_cache=False)
+        hugging_face("GPT2LMHeadModel", "GPT2Config", **GPT2),
+        sentences(use_cache=False),
+        include=GPT2_LAYERS,
     ),
     "transformers/gpt2, cache": ExportCase(
         hugging_face("GPT2LMHeadModel", "GPT2Config", **GPT2),
         sentences(),
         ("past_key_values (DynamicCache)",),
+        GPT2_LAYERS,
     ),
     "transformers/gpt2, classifier": ExportCase(
         hugging_face("GPT2ForSequenceClassification", "GPT2Config", **GPT2, num_labels=7),
         sentences(use_cache=False),
+        include=GPT2_LAYERS,
     ),
     "transformers/llama": ExportCase(CATALOGUE["transformers/llama"].build, sentences()),
     "transformers/llama, cache": ExportCase(
