@@ -39,7 +39,9 @@ from secateur.study.config import RunConfig
 from secateur.study.kept import Run
 from secateur.study.stages import Subject, say, share
 from secateur.study.ways import SparseSettings
+from secateur.training import StepHook
 from secateur.training_state import snapshot
+from secateur.weight_masks import Masks
 
 TOLERANCE = 1e-10
 
@@ -59,6 +61,30 @@ class Job:
         found = kept.judged(self.run, f"{name}-validation", model, self.subject.data, "validation")
         self.told.append(f"{words} {found.accuracy:.2%}")
         say(self.run.progress, f"{words}: {found.accuracy:.2%} on validation{more}")
+
+    def finetune(
+        self, model: nn.Module, *, masks: Masks | None = None, hook: StepHook | None = None
+    ) -> tuple[Epoch, ...]:
+        """Train in place as asked, and say how it went; see :func:`secateur.study.kept.trained`."""
+        config = self.config
+        history = kept.trained(
+            self.run,
+            model,
+            self.subject.data,
+            config.finetune,
+            "finetune",
+            config.data.augment,
+            self.subject.model,
+            masks=masks,
+            hook=hook,
+            trackers=config.trackers,
+        )
+        if history:
+            self.keep(model)
+            best = max(entry.val_accuracy for entry in history)
+            self.told.append(f"finetuned {best:.2%}")
+            say(self.run.progress, f"finetuned: {best:.2%} on validation")
+        return history
 
     def keep(self, model: nn.Module) -> None:
         """Save the network into the run folder."""
@@ -138,7 +164,7 @@ def at_once(job: Job) -> Shrunk:
     job.tell("cut", "cut", pruned, error)
     if config.recover != "none":
         _recover(job, start, pruned, plan)
-    history = _finetuned(job, pruned)
+    history = job.finetune(pruned)
     return Shrunk(check, history, (plan.dense.macs, plan.pruned.macs), plan.given_back)
 
 
@@ -188,7 +214,7 @@ def _selected(job: Job, sparse: SparseSettings) -> Shrunk:
     job.tell("cut", "cut", pruned, f", {left}{f', {gone} gone' if gone else ''}")
     return Shrunk(
         check,
-        _finetuned(job, pruned),
+        job.finetune(pruned),
         (dense.macs, cost.macs),
         plan.given_back,
         _block_notes(found),
@@ -281,23 +307,3 @@ def _recover(job: Job, start: Subject, pruned: nn.Module, plan: Plan) -> None:
     pruned.load_state_dict(kept.tensors(run, "recovered", make))
     job.keep(pruned)
     job.tell("recovered", f"recovered ({config.recover})", pruned)
-
-
-def _finetuned(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
-    config = job.config
-    history = kept.trained(
-        job.run,
-        model,
-        job.subject.data,
-        config.finetune,
-        "finetune",
-        config.data.augment,
-        job.subject.model,
-        trackers=config.trackers,
-    )
-    if history:
-        job.keep(model)
-        best = max(entry.val_accuracy for entry in history)
-        job.told.append(f"finetuned {best:.2%}")
-        say(job.run.progress, f"finetuned: {best:.2%} on validation")
-    return history

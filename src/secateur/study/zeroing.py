@@ -16,8 +16,7 @@ from secateur.sparse_training import Keeping, difference, train_sparse
 from secateur.study import kept
 from secateur.study.config import RunConfig
 from secateur.study.shrinking import TOLERANCE, Job, Shrunk
-from secateur.study.stages import Subject, say
-from secateur.training import StepHook
+from secateur.study.stages import Subject
 from secateur.weight_masks import Masks, apply_masks, input_dims, sparsify
 
 
@@ -78,7 +77,7 @@ def _at_once(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
     apply_masks(model, masks)
     job.keep(model)
     job.tell("masked", "masked", model)
-    return _finetuned(job, model, masks=masks)
+    return job.finetune(model, masks=masks)
 
 
 def _gradually(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
@@ -88,7 +87,7 @@ def _gradually(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
     loader = kept.training_batches(run, job.subject.data, config.finetune)
     steps = config.finetune.epochs * steps_per_epoch(loader, config.finetune)
     schedule = config.gradual.schedule(config.target.given["sparsity"], steps)
-    return _finetuned(job, model, hook=gradual(schedule, _rule(job)))
+    return job.finetune(model, hook=gradual(schedule, _rule(job)))
 
 
 def _in_rounds(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
@@ -138,29 +137,6 @@ def _taught(job: Job, model: nn.Module) -> None:
         **sparse.given,
     )
     job.tell("sparse", "after sparse training (l1)", model)
-
-
-def _finetuned(
-    job: Job, model: nn.Module, *, masks: Masks | None = None, hook: StepHook | None = None
-) -> tuple[Epoch, ...]:
-    config = job.config
-    history = kept.trained(
-        job.run,
-        model,
-        job.subject.data,
-        config.finetune,
-        "finetune",
-        config.data.augment,
-        job.subject.model,
-        masks=masks,
-        hook=hook,
-        trackers=config.trackers,
-    )
-    if history:
-        best = max(entry.val_accuracy for entry in history)
-        job.told.append(f"finetuned {best:.2%}")
-        say(job.run.progress, f"finetuned: {best:.2%} on validation")
-    return history
 
 
 def _maskable(config: RunConfig, model: nn.Module) -> dict[str, nn.Parameter]:
