@@ -7,7 +7,8 @@ the best, and settings trained on the dense network and on proxies of several sp
 network has its run folder; a stopped run goes on, and the same command in another terminal joins
 as a second worker (start it once the first says "dense:"). Writes results/tuning-cifar10.md.
 
-The defaults are meant for two cores and an hour: 4,000 training images, 3 epochs each.
+The defaults are meant for two cores and an hour (about 110 minutes of processor time): 4,000
+training images, 3 epochs each.
 """
 
 from __future__ import annotations
@@ -140,12 +141,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="of train, validation included")
     parser.add_argument("--train-epochs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3, help="of a trial")
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--low", type=float, default=1e-5)
     parser.add_argument("--high", type=float, default=1.0)
     parser.add_argument("--top", type=int, default=2)
     parser.add_argument("--retrain-epochs", type=int, default=8)
-    parser.add_argument("--settings", type=int, default=10, help="trained on both networks")
+    parser.add_argument("--settings", type=int, default=16, help="trained on both networks")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.75, 0.9])
     parser.add_argument("--start", default="initial", choices=("trained", "initial"))
     parser.add_argument("--seconds", type=float, default=10.0, help="of each speed measurement")
