@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur
 from secateur.deployment import export_onnx, export_program, programs
 from secateur.deployment.calls import drawn
 from secateur.errors import ExportError, InputError
@@ -164,6 +165,16 @@ def test_the_exporter_s_own_reason_is_told(
     assert len(str(caught.value)) < 500
     assert "def forward" not in "".join(capfd.readouterr())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("export", "name"), EXPORTS)
+def test_a_masked_reference_with_a_norm(export: Any, name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+    cut = secateur.prune(dense, torch.zeros(1, 4), sparsity=0.5)
+    with pytest.raises(ExportError, match="export the cut network instead"):
+        export(secateur.mask(dense, cut.plan), torch.zeros(1, 4), tmp_path / name)
+    assert export(cut.model, torch.zeros(1, 4), tmp_path / name).max_error < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ CHECKED = (1, 3)
 EXPORTED = 2
 """Batch size of the export: at 1, exporters take the batch dimension for a constant."""
 
+MASKING = "secateur.masking"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -236,6 +237,18 @@ def first_line(error: BaseException) -> str:
     text = COLOURS.sub("", str(error))
     line = next((line for line in text.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line.strip()[:300]}"
+
+
+def reason(network: nn.Module, error: BaseException) -> str:
+    """Say why an exporter failed, and what to do where the network is a masked reference."""
+    hooks = network._forward_pre_hooks.values()
+    owners = {type(getattr(hook, "__self__", None)).__module__ for hook in hooks}
+    if MASKING not in owners:
+        return first_line(error)
+    return (
+        "secateur.mask changes operations while this network runs (norms over the kept units), "
+        f"so export the cut network instead, which computes the same ({first_line(error)})"
+    )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from secateur.deployment.agreement import (
     first_line,
     in_turns,
     prepared,
+    reason,
 )
 from secateur.deployment.calls import arguments, bound, drawn, dynamic
 from secateur.errors import ExportError, InputError
@@ -160,7 +161,7 @@ def _write(ready: Ready, path: Path) -> None:
     except Exception as error:
         raise ExportError(
             f"the network cannot be exported to ONNX with a free batch dimension: "
-            f"{first_line(error)}"
+            f"{reason(ready.network, error)}"
         ) from error
 
 

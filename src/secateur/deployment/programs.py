@@ -17,9 +17,9 @@ from secateur.deployment.agreement import (
     Ready,
     agreement,
     exporters_quiet,
-    first_line,
     in_turns,
     prepared,
+    reason,
 )
 from secateur.deployment.calls import arguments, bound, drawn, dynamic
 from secateur.errors import ExportError, InputError
@@ -106,5 +106,5 @@ def _program(ready: Ready) -> Any:
                     ready.network, positional, named or None, dynamic_shapes=shapes, strict=strict
                 )
         except Exception as error:  # noqa: BLE001 (the exporter may raise anything; told below)
-            reasons.append(first_line(error))
+            reasons.append(reason(ready.network, error))
     raise ExportError(f"the network cannot be exported with a free batch dimension: {reasons[0]}")
