@@ -7,6 +7,7 @@ it computes after a trace is compared with a copy of the same code that was neve
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def test_a_traced_network_computes_what_it_did(cache: str, repeated: int) -> Non
 
 
 def test_without_the_cleaning_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.graph.tracing.forget", lambda made: None)
+    monkeypatch.setattr("secateur.graph.tracing.forget", lambda made, **_: None)
     code = module(DICTIONARY)
     secateur.trace(build(code), EXAMPLE)
     assert all(kept.is_meta for kept in code.KEPT.values())
@@ -162,6 +163,32 @@ def test_after_a_run_such_a_place_does_no_harm(cache: str) -> None:
         before = net(EXAMPLE)
         secateur.trace(net, EXAMPLE)
         assert torch.equal(net(EXAMPLE), before)
+
+
+def test_an_error_that_somebody_keeps_is_the_error_that_is_told() -> None:
+    """PyTorch logs what fails on fake tensors, and a handler may keep the frames with it."""
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kept.append(record)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.flatten(1)[:, :7] * 2)
+
+    kept: list[logging.LogRecord] = []
+    handler, logger = Keeper(), logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(TraceError, match="fails on its example input"):
+            secateur.trace(Net().eval(), EXAMPLE)
+    finally:
+        logger.removeHandler(handler)
+    assert kept
 
 
 def test_circles_of_objects_are_no_cache() -> None:

@@ -23,11 +23,12 @@ _DEPTH = 3
 """How deep in lists, tuples and dictionaries of one cached result a tensor is looked for."""
 
 
-def forget(made: Iterable[weakref.ref[Tensor]]) -> None:
+def forget(made: Iterable[weakref.ref[Tensor]], *, failed: bool = False) -> None:
     """Empty the caches that hold tensors of a trace that is over.
 
     Args:
         made: all tensors that the trace made.
+        failed: whether the trace did; then whoever keeps its error keeps tensors, too.
 
     Raises:
         TraceError: a tensor is kept where nothing can be taken out; says where.
@@ -37,7 +38,7 @@ def forget(made: Iterable[weakref.ref[Tensor]]) -> None:
         return
     _empty_functions({id(reference()) for reference in left})
     _empty_dictionaries(left)
-    if all(reference() is None for reference in left):
+    if failed or all(reference() is None for reference in left):
         return
     # Objects that refer to each other in a circle live until they are collected.
     gc.collect()

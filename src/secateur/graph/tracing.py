@@ -98,7 +98,7 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
             reasons.append(f"{type(error).__name__}: {_first_line(error)}")
             program = None
         if way != "real":
-            forget(made)
+            forget(made, failed=program is None)
         if program is None:
             continue
         program.way = way
