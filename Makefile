@@ -39,6 +39,7 @@ bench: $(ZOO)
 	$(BIN)/python benchmarks/zoo.py
 	$(BIN)/python benchmarks/criteria.py
 	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/export_zoo.py
 	$(BIN)/python benchmarks/study_cost.py
 
 lint: $(READY)

@@ -149,6 +149,8 @@ def _said(one: Exported) -> list[str]:
     ]
     if not one.varied:
         lines.append("  which proves nothing: the outputs are the same for every input")
+    if one.left_out:
+        lines.append(f"  left out: {', '.join(one.left_out)}")
     for turn in one.speeds:
         here, there = turn["pytorch"], turn["exported"]
         lines.append(
