@@ -26,7 +26,7 @@ from secateur.tuning import attempts
 from secateur.tuning.config import TuneConfig
 from secateur.tuning.objective import Objective
 from secateur.tuning.run import tune_run
-from secateur.tuning.search import check_trained
+from secateur.tuning.search import check_trained, saturated
 from secateur.tuning_results import Tried, Tuning, load_tuning, ranked
 
 HERE = Path(__file__).parent
@@ -254,6 +254,18 @@ def test_a_proxy_that_learns_nothing_is_said_with_what_to_try() -> None:
         check_trained(tried, Objective("pir"), quality)
     with pytest.raises(SecateurError, match="no lower than before"):
         check_trained(tried, Objective("loss"), quality)
+
+
+def test_a_pir_that_tells_nothing_apart_is_said_with_what_to_try() -> None:
+    quality = Quality("validation", 10, 0.1, 0.0, 0.2, 0.1, 0.1, 0.1, 2.3)
+    tried = tuple(
+        Tried(number, {"lr": 0.1}, "complete", value, 3.0, 1.0, quality, (value,), 1.0)
+        for number, value in enumerate((1.0, 1.0, 0.4))
+    )
+    assert "1, its end, for 2 of 3 settings" in saturated(tried, Objective("pir"))
+    assert saturated(tried[1:], Objective("pir")) != ""
+    assert saturated(tried[2:], Objective("pir")) == ""
+    assert saturated(tried, Objective("accuracy")) == ""
 
 
 def test_bad_settings_are_named_at_once(tmp_path: Path) -> None:

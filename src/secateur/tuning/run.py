@@ -31,7 +31,7 @@ from secateur.tuning import dense as big
 from secateur.tuning.attempts import Bench
 from secateur.tuning.config import TrustSettings, TuneConfig
 from secateur.tuning.encoding import decode, encode
-from secateur.tuning.search import Hunt, opened, search
+from secateur.tuning.search import Hunt, opened, saturated, search
 from secateur.tuning.sharing import alone
 from secateur.tuning.space import Space, active, build_space
 from secateur.tuning.surrogate import band, design, fit
@@ -239,6 +239,8 @@ def _concluded(
         kept.stored(run, best, factory, config.arguments)
     notes = [f"{config.top} settings with the best {objective.metric} were taken to the dense "
              f"network, which began with its {config.start} weights."]  # fmt: skip
+    if told := saturated(tried, objective):
+        notes.append(told)
     if chosen is None:
         notes.append("None of them trained the dense network: each ended in a loss that is none.")
     return Tuning(

@@ -144,6 +144,18 @@ def check_trained(tried: tuple[Tried, ...], objective: Objective, before: Qualit
     )
 
 
+def saturated(tried: tuple[Tried, ...], objective: Objective) -> str:
+    """Say where the PIR was at its end for half of the settings or more; "" elsewhere."""
+    full = sum(one.value == 1 for one in tried)
+    if objective.metric not in PIR_METRICS or 2 * full < len(tried):
+        return ""
+    return (
+        f"The PIR is 1, its end, for {full} of {len(tried)} settings, so the search could hardly "
+        "tell them apart (the order among them is by precision): ask for the metric precision, or "
+        f"raise search.objective.target ({objective.target:g})."
+    )
+
+
 def _next(hunt: Hunt) -> tuple[Trial, Values, FileLock] | None:
     """Take up what a dead worker left, or start a new trial; None when all are over."""
     while True:
