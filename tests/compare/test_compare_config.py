@@ -65,6 +65,7 @@ def test_all_problems_are_named_at_once_with_the_nearest_key(tmp_path: Path) -> 
         ({"score": "course"}, "did you mean 'course-project'?"),
         ({"granularities": ["weight"], "macs": [0.5]}, "sparsities must be the only target"),
         ({"granularities": ["weight"], "recoveries": ["bias"]}, "none or recalibrate"),
+        ({"criteria": ["l1", {"name": "l2", "label": "l1"}]}, "labels of their own, but 'l1'"),
         ({"schedules": ["linea"]}, "did you mean 'linear'?"),
         ({"schedules": [{"number": 3}]}, "rounds must be 1 with the schedule 'one-shot'"),
         ({"schedules": [{"gradual": {}, "number": 2}]}, "gradual must stand alone"),
@@ -117,6 +118,22 @@ def test_the_grid_has_every_combination_once(tmp_path: Path) -> None:
     assert (
         said(specs[-1].trial) == "delta 0.3 (l1, taylor), local, macs 0.5, bias, 2 epochs, seed 4"
     )
+
+
+def test_labels_stand_for_what_they_name(tmp_path: Path) -> None:
+    relevance = {"name": "lrp", "options": {"rule": "epsilon"}, "label": "relevance"}
+    mixtures = [
+        {"interleave": ["l1", relevance]},
+        {"delta": ["l1", relevance], "share": [0.0, 0.5]},
+        {"delta": ["l2", relevance], "share": [0.5], "label": "mixed"},
+    ]
+    config = study(tmp_path, criteria=["l1", relevance, *mixtures], sparsities=[0.5])
+    assert [spec.trial.criterion for spec in grid(config)] == [
+        "l1", "relevance", "interleave (l1, relevance)", "delta 0 (l1, relevance)",
+        "delta 0.5 (l1, relevance)", "mixed 0.5",
+    ]  # fmt: skip
+    assert grid(config)[1].rule.options == {"rule": "epsilon"}
+    assert CompareConfig.model_validate(yaml.safe_load(to_yaml(config))) == config
 
 
 def test_schedules_are_in_the_grid_and_share_the_epochs_out(tmp_path: Path) -> None:

@@ -225,6 +225,9 @@ def _problems(config: CompareConfig) -> Iterator[str]:
                     registry[name].with_options(**part.options)
                 except InputError as error:
                     yield f"criteria must be known: {error}"
+    labels = [label for entry in config.criteria for label in entry.labels()]
+    for label in sorted({one for one in labels if labels.count(one) > 1}):
+        yield f"criteria must have labels of their own, but {label!r} stands twice"
     mixed = [entry for entry in config.criteria if not entry.name]
     if mixed and any(scope not in MIXED_SCOPES for scope in config.scopes):
         yield f"scopes must be among {', '.join(MIXED_SCOPES)} where criteria are mixed"

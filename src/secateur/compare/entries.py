@@ -30,6 +30,7 @@ class CriterionEntry(_Settings):
         interleave: criteria whose orders take turns.
         delta: two criteria whose orders are mixed by ``share``.
         share: how much of the second criterion; each makes an entry of its own.
+        label: what tables and figures call it; None spells it out.
     """
 
     name: str | None = None
@@ -37,6 +38,7 @@ class CriterionEntry(_Settings):
     interleave: tuple[CriterionEntry, ...] = ()
     delta: tuple[CriterionEntry, ...] = ()
     share: tuple[float, ...] = ()
+    label: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,9 +67,24 @@ class CriterionEntry(_Settings):
             raise InputError("a mixture must be of criteria with names, not of mixtures")
         return self
 
+    def labels(self) -> tuple[str, ...]:
+        """Return what each criterion of this entry is called: one, or one a share."""
+        if self.name:
+            shown = ", ".join(f"{key}={value}" for key, value in self.options.items())
+            return (self.label or (f"{self.name} ({shown})" if shown else self.name),)
+        parts = (*self.interleave, *self.delta)
+        names = ", ".join(label for part in parts for label in part.labels())
+        if self.interleave:
+            return (self.label or f"interleave ({names})",)
+        spelled = self.label is None
+        return tuple(
+            f"delta {share:g} ({names})" if spelled else f"{self.label} {share:g}"
+            for share in self.share
+        )
+
     @model_serializer
     def _short(self) -> Any:
-        if self.name and not self.options:
+        if self.name and not self.options and self.label is None:
             return self.name
         every = {key: getattr(self, key) for key in type(self).model_fields}
         return {

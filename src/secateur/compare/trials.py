@@ -116,16 +116,11 @@ def said(trial: Trial) -> str:
 
 
 def _rules(entry: CriterionEntry) -> Iterator[Rule]:
+    labels = entry.labels()
     if entry.name:
-        shown = ", ".join(f"{key}={value}" for key, value in entry.options.items())
-        label = f"{entry.name} ({shown})" if shown else entry.name
-        yield Rule(label, name=entry.name, options=entry.options)
+        yield Rule(labels[0], name=entry.name, options=entry.options)
         return
     kind = "interleave" if entry.interleave else "delta"
     parts = tuple(rule for part in (*entry.interleave, *entry.delta) for rule in _rules(part))
-    names = ", ".join(part.label for part in parts)
-    if kind == "interleave":
-        yield Rule(f"interleave ({names})", kind, parts=parts)
-        return
-    for share in entry.share:
-        yield Rule(f"delta {share:g} ({names})", kind, parts=parts, share=share)
+    for label, share in zip(labels, entry.share or (None,), strict=True):
+        yield Rule(label, kind, parts=parts, share=share)

@@ -221,7 +221,7 @@ def mixtures_figure(setups: Sequence[Setup]) -> Figure | None:
     mine = [setup for setup in setups if setup.first.share is not None]
     lines: dict[tuple[Any, ...], list[Setup]] = {}
     for setup in mine:
-        pair = setup.first.criterion.partition(" (")[2]
+        pair = setup.first.criterion.replace(f" {setup.first.share:g}", "", 1)
         first = setup.first
         lines.setdefault((pair, first.target, first.value, *first.line[1:]), []).append(setup)
     if not any(len(members) > 1 for members in lines.values()):
