@@ -92,8 +92,8 @@ def test_the_relevance_study_draws_its_four_figures(name: str, tmp_path: Path) -
         for trial in found.trials
     }
     for value in (0.3, 0.6):
-        assert at["delta", 0.0, value] == at["weight_statistic", None, value]
-        assert at["delta", 1.0, value] == at["lrp", None, value]
+        assert at["delta", 0.0, value] == at["parameters", None, value]
+        assert at["delta", 1.0, value] == at["relevance", None, value]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from secateur.comparison import Comparison, Setup
+from secateur.comparison import Comparison, Setup, Trial
 from secateur.report import format as fmt
 from secateur.report.comparison_tables import COST_WORDS, asked_of, name_of, said, varying
 from secateur.report.figures import (
@@ -221,9 +221,10 @@ def mixtures_figure(setups: Sequence[Setup]) -> Figure | None:
     mine = [setup for setup in setups if setup.first.share is not None]
     lines: dict[tuple[Any, ...], list[Setup]] = {}
     for setup in mine:
-        pair = setup.first.criterion.replace(f" {setup.first.share:g}", "", 1)
         first = setup.first
-        lines.setdefault((pair, first.target, first.value, *first.line[1:]), []).append(setup)
+        lines.setdefault(
+            (_without_share(first), first.target, first.value, *first.line[1:]), []
+        ).append(setup)
     if not any(len(members) > 1 for members in lines.values()):
         return None
     shown = varying([setup.first for setup in mine])
@@ -289,12 +290,17 @@ def _line_name(setup: Setup, shown: Sequence[str]) -> str:
     return name_of(setup.first, shown).rpartition(", ")[0]
 
 
+def _without_share(trial: Trial) -> str:
+    """The name of a mixture, which says its share: "delta 0.3 (l1, lrp)" or "own label 0.3"."""
+    return trial.criterion.replace(f" {trial.share:g}", "", 1)
+
+
 def _mixture_name(setup: Setup, shown: Sequence[str], pair: bool) -> str:
     """What is the same along one line of mixtures."""
     trial = setup.first
     parts = [said(trial, key) for key in shown]
     if pair:
-        parts.insert(0, trial.criterion.partition(" (")[2].removesuffix(")"))
+        parts.insert(0, _without_share(trial))
     return ", ".join([*parts, asked_of(trial)])
 
 
