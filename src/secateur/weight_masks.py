@@ -177,9 +177,22 @@ def find_masks(model: nn.Module, *, include: Sequence[str] = ()) -> Masks:
     Raises:
         InputError: a glob of ``include`` matches nothing.
     """
-    parameters = dict(model.named_parameters())
-    masks = {name: parameters[name].detach() != 0 for name in input_dims(model, include=include)}
+    masks = zero_masks(model, include=include)
     return {name: mask for name, mask in masks.items() if not bool(mask.all())}
+
+
+def zero_masks(
+    model: nn.Module, *, protect: Sequence[str] = (), include: Sequence[str] = ()
+) -> Masks:
+    """Return a mask of every weight that may be masked: whether it is other than zero.
+
+    Raises:
+        InputError: a glob matches nothing.
+        PlanError: nothing may be masked.
+    """
+    parameters = dict(model.named_parameters())
+    names = input_dims(model, protect=protect, include=include)
+    return {name: parameters[name].detach() != 0 for name in names}
 
 
 def input_dims(

@@ -18,7 +18,7 @@ from secateur.sensitivity import SensitivityConfig, sensitivity_run
 from secateur.study import stages
 from secateur.study.config import RunConfig
 from secateur.study.dividing import divided
-from secateur.study.fields import SearchSettings
+from secateur.study.fields import ShareSearch
 from secateur.study.run import prune_run
 
 DATA = {"source": "digits", "limit": 120, "batch_size": 64, "calibration": 20}
@@ -79,17 +79,22 @@ def test_search_never_does_worse_than_where_it_began(measured: Path, tmp_path: P
 
     plan = divided(
         graph, scores, {"macs": 0.6}, scope="search", normalisation="mean",
-        search=SearchSettings(trials=20), accuracy=accuracy, database=tmp_path / "search.db",
+        search=ShareSearch(trials=20), accuracy=accuracy, database=tmp_path / "search.db",
     )  # fmt: skip
     assert plan.pruned.macs <= 0.6 * plan.dense.macs
     small = [one for one in judged if one.pruned.macs <= 0.6 * one.dense.macs]
     assert len(judged) > 5
     assert accuracy(plan) == max(accuracy(one) for one in small)
+    # Here local and global scope ask for the same, which is judged once.
+    for scope in ("local", "global"):
+        least = secateur.allocate(graph, scores, macs=0.6, scope=scope).removed
+        assert all(len(judged[0].removed[name]) >= len(units) for name, units in least.items())
+    assert judged[0].pruned.macs <= 0.6 * judged[0].dense.macs
     # A second call reads all from the database.
     before = len(judged)
     again = divided(
         graph, scores, {"macs": 0.6}, scope="search", normalisation="mean",
-        search=SearchSettings(trials=20), accuracy=accuracy, database=tmp_path / "search.db",
+        search=ShareSearch(trials=20), accuracy=accuracy, database=tmp_path / "search.db",
     )  # fmt: skip
     assert again.removed == plan.removed
     assert len(judged) == before
@@ -101,7 +106,7 @@ def test_a_share_that_no_division_reaches_is_refused(measured: Path) -> None:
     with pytest.raises(PlanError, match=r"raise search.trials or search.most \(0.05\)"):
         divided(
             graph, secateur.score(graph, "l2"), {"macs": 0.3}, scope="search",
-            normalisation="mean", search=SearchSettings(trials=3, most=0.05),
+            normalisation="mean", search=ShareSearch(trials=3, most=0.05),
             accuracy=lambda plan: 0.5,
         )  # fmt: skip
 

@@ -68,6 +68,7 @@ class Bench:
     subject: Subject
     stage: Path
     progress: Progress | None = None
+    curves: Curves | None = None
 
     @property
     def data(self) -> ImageData:
@@ -92,7 +93,8 @@ def set_up(
     """Build, load and trace, once a process; return the bench and the test images beside it.
 
     Raises:
-        InputError: what was asked does not fit the data or the network.
+        InputError: what was asked does not fit the data or the network, or curves are of others.
+        CheckpointError: curves are missing or damaged.
         TraceError: the model fails on its example input.
         PlanError: nothing can be cut.
     """
@@ -103,23 +105,11 @@ def set_up(
     subject = stages.inspect_subject(model, sealed)
     limits: Mapping[str, Any] = {}
     check_patterns(subject.graph, config.protect, limits)
-    bench = Bench(config, subject, stage, progress)
-    curves_of(bench)
-    return bench, data.test
-
-
-def curves_of(bench: Bench) -> Curves | None:
-    """Read the curves that the study was given, if it was.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-        InputError: they are of another network or order.
-    """
-    config = bench.config
-    if config.curves is None:
-        return None
-    orderings = [(entry.name or "a mixture", entry.options) for entry in config.criteria]
-    return read_curves(config.curves, bench.subject.graph, orderings, config.aggregation)
+    curves = None
+    if config.curves is not None:
+        orderings = [(entry.name or "a mixture", entry.options) for entry in config.criteria]
+        curves = read_curves(config.curves, subject.graph, orderings, config.aggregation)
+    return Bench(config, subject, stage, progress, curves), data.test
 
 
 def unit_scores(bench: Bench, spec: Spec) -> dict[str, Tensor]:

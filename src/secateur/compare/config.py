@@ -27,7 +27,7 @@ from secateur.pareto import SCORES
 from secateur.recovery import METHODS
 from secateur.study.config import DataSettings
 from secateur.study.dividing import division_problems
-from secateur.study.fields import DIVISIONS, Aggregation, Normalisation, SearchSettings
+from secateur.study.fields import DIVISIONS, Aggregation, Normalisation, ShareSearch
 from secateur.weight_masks import SCOPES as WEIGHT_SCOPES
 
 GRANULARITIES = ("channel", "weight")
@@ -102,7 +102,7 @@ class CompareConfig(_Settings):
     params: tuple[float, ...] = ()
     scopes: tuple[str, ...] = Field(default=("local",), min_length=1)
     curves: str | None = None
-    search: SearchSettings | None = None
+    search: ShareSearch | None = None
     granularities: tuple[str, ...] = Field(default=("channel",), min_length=1)
     recoveries: tuple[str, ...] = Field(default=("none",), min_length=1)
     epochs: tuple[int, ...] = Field(default=(0,), min_length=1)

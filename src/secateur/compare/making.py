@@ -14,7 +14,6 @@ from secateur.compare.bench import (
     Bench,
     Made,
     calibrating,
-    curves_of,
     judging_batches,
     kept_tensors,
     scale_of,
@@ -25,19 +24,18 @@ from secateur.compare.bench import (
     weights_of,
     write_whole,
 )
-from secateur.compare.schedules import built_again, gradually, in_rounds, plan_text, zeros_of
+from secateur.compare.schedules import built_again, gradually, in_rounds, plan_text
 from secateur.compare.trials import Spec
 from secateur.comparison import Trial
 from secateur.criteria.elements import element_scores
-from secateur.cutting import cut
 from secateur.errors import InputError
 from secateur.finetune import finetune
 from secateur.measure import quality, sparse_bytes, weight_bytes
 from secateur.plan import Plan
 from secateur.recovery import recalibrate, recover
 from secateur.study import stages, store
-from secateur.study.dividing import divided
-from secateur.weight_masks import apply_masks, input_dims, lowest_masked
+from secateur.study.dividing import divided, judge_of
+from secateur.weight_masks import apply_masks, input_dims, lowest_masked, zero_masks
 
 
 def run_trial(bench: Bench, spec: Spec) -> Trial:
@@ -87,7 +85,7 @@ def made_again(bench: Bench, spec: Spec) -> Made:
         made = built_again(bench, wanted[1].read_text(encoding="utf-8"))
     load_model(made.model, path)
     if made.plan is None and made.masks is None:
-        return dataclasses.replace(made, masks=zeros_of(bench, made.model))
+        return dataclasses.replace(made, masks=zero_masks(made.model, protect=bench.config.protect))
     return made
 
 
@@ -115,20 +113,15 @@ def planned(bench: Bench, spec: Spec) -> Plan:
     """Choose the units of one trial."""
     config, trial = bench.config, spec.trial
     target = {trial.target: trial.value}
-
-    def accuracy(plan: Plan) -> float:
-        pruned = cut(bench.subject.model, plan)
-        return quality(pruned, judging_batches(bench), "validation").accuracy
-
     return divided(
         bench.subject.graph,
         unit_scores(bench, spec),
         target,
         scope=trial.scope,
         normalisation=scale_of(config, spec),
-        curves=curves_of(bench),
+        curves=bench.curves,
         search=config.search,
-        accuracy=accuracy,
+        accuracy=judge_of(bench.subject.model, judging_batches(bench)),
         database=searching(bench, trial),
         seed=trial.seed,
         progress=bench.progress,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import nn
-
 from secateur.calibration import Batches
 from secateur.compare.bench import (
     Bench,
@@ -23,7 +21,7 @@ from secateur.finetune import finetune, steps_per_epoch
 from secateur.plan import Plan
 from secateur.rounds import MaskRule, gradual, structure_rounds, weight_rounds
 from secateur.study import stages
-from secateur.weight_masks import Masks, input_dims
+from secateur.weight_masks import zero_masks
 
 
 def check_schedules(bench: Bench) -> None:
@@ -105,14 +103,11 @@ def gradually(bench: Bench, spec: Spec) -> Made:
         hook=gradual(entry.schedule(trial.value, _steps(bench, trial.epochs)), _rule(bench, spec)),
         progress=bench.progress,
     )
-    return Made(model, bench.subject.graph.cost().macs, masks=zeros_of(bench, model))
-
-
-def zeros_of(bench: Bench, model: nn.Module) -> Masks:
-    """Read masks from the weights that are zero."""
-    parameters = dict(model.named_parameters())
-    names = input_dims(model, protect=bench.config.protect)
-    return {name: parameters[name].detach() != 0 for name in names}
+    return Made(
+        model,
+        bench.subject.graph.cost().macs,
+        masks=zero_masks(model, protect=bench.config.protect),
+    )
 
 
 def plan_text(made: Made) -> str:

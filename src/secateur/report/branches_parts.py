@@ -33,11 +33,9 @@ def branches_text(branches: Sequence[Branch]) -> str:
         return ""
     had = [one for one in branches if one.factor is not None]
     gone = [one for one in branches if one.gone]
-    names = ", ".join(one.name for one in gone[:_NAMED])
-    more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
     are = "is" if len(gone) == 1 else "are"
     text = f"{len(gone)} of {len(had)} residual branches with a factor {are} gone"
-    text = f"{text}: {names}{more}" if gone else text
+    text = f"{text}: {fmt.listed([one.name for one in gone], _NAMED)}" if gone else text
     params = [one.params for one in gone if one.params is not None]
     if params:
         text = f"{text}, with {fmt.count(sum(params))} parameters of the dense network"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -292,7 +293,8 @@ def _line_name(setup: Setup, shown: Sequence[str]) -> str:
 
 def _without_share(trial: Trial) -> str:
     """The name of a mixture, which says its share: "delta 0.3 (l1, lrp)" or "own label 0.3"."""
-    return trial.criterion.replace(f" {trial.share:g}", "", 1)
+    share = re.escape(f" {trial.share:g}")
+    return re.sub(rf"{share}(?= \(|$)", "", trial.criterion, count=1)
 
 
 def _mixture_name(setup: Setup, shown: Sequence[str], pair: bool) -> str:

@@ -116,7 +116,7 @@ def _drawn(figure: Figure | None, name: str) -> Section | None:
 def _asked(comparison: Comparison) -> str:
     trials = comparison.trials
     criteria = list(dict.fromkeys(trial.criterion for trial in trials))
-    names = ", ".join(criteria[:6]) + (f" and {len(criteria) - 6} more" if criteria[6:] else "")
+    names = fmt.listed(criteria, 6)
     kinds = {
         "target": len({(trial.target, trial.value) for trial in trials}),
         "seed": len({trial.seed for trial in trials}),

@@ -8,6 +8,7 @@ is not finite is shown as what it is, never hidden.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -65,6 +66,12 @@ def size(value: float) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """A share in [0, 1] as per cent: 0.832 -> 83.20 %."""
     return _odd(share) or f"{100 * share:.{digits}f} %"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def points(change: float, digits: int = 2) -> str:

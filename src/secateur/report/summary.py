@@ -104,14 +104,12 @@ def _chosen(result: Result) -> str:
     networks = "1 network" if total == 1 else f"{fmt.count(total)} networks"
     if not chosen:
         return f"None of the {networks} compared was marked as chosen."
-    names = ", ".join(
+    names = [
         f"{point.criterion}, {point.scope} scope, at {fmt.percent(point.sparsity, 1)} sparsity "
         f"({fmt.percent(point.accuracy)} on {point.split})"
-        for point in chosen[:_MOST_NAMES]
-    )
-    if len(chosen) > _MOST_NAMES:
-        names += f" and {len(chosen) - _MOST_NAMES} more"
-    return f"{names}, out of {networks} compared."
+        for point in chosen
+    ]
+    return f"{fmt.listed(names, _MOST_NAMES)}, out of {networks} compared."
 
 
 def _accuracy(dense: Quality, pruned: Quality) -> str:

@@ -109,8 +109,7 @@ def _emptied(zeros: Sequence[LayerZeros]) -> tuple[str, ...]:
     names = [one.layer for one in zeros if one.zeros == one.weights]
     if not names:
         return ()
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return (f"No weight is left in {', '.join(names[:_NAMED])}{more}.",)
+    return (f"No weight is left in {fmt.listed(names, _NAMED)}.",)
 
 
 def _share(one: LayerZeros) -> float:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from secateur.cutting import cut
 from secateur.data import batches
-from secateur.measure import quality
 from secateur.plan import Plan
 from secateur.rounds import judge
 from secateur.study import kept
 from secateur.study.config import RunConfig
-from secateur.study.dividing import Curves, divided, read_curves
+from secateur.study.dividing import Curves, divided, judge_of, read_curves
 from secateur.study.kept import Run
 from secateur.study.stages import Subject
 
@@ -45,10 +43,7 @@ def chosen(run: Run, config: RunConfig, subject: Subject) -> Plan:
         progress=run.progress,
     )
 
-    def accuracy(plan: Plan) -> float:
-        loader = batches(subject.data.validation, config.data.batch_size)
-        return quality(cut(subject.model, plan), loader, "validation").accuracy
-
+    validation = batches(subject.data.validation, config.data.batch_size)
     threads = config.threads or config.timing.threads
     return divided(
         subject.graph,
@@ -58,7 +53,7 @@ def chosen(run: Run, config: RunConfig, subject: Subject) -> Plan:
         normalisation=config.normalisation,
         curves=curves_of(config, subject),
         search=config.search,
-        accuracy=accuracy,
+        accuracy=judge_of(subject.model, validation),
         database=run.stage("search.db"),
         seed=config.seed,
         progress=run.progress,

@@ -24,7 +24,7 @@ from secateur.errors import InputError, unknown_name
 from secateur.finetune import TrainSettings
 from secateur.latency import Timing
 from secateur.rounds import RECONSTRUCTION
-from secateur.study.fields import Aggregation, Division, Normalisation, Scope, SearchSettings
+from secateur.study.fields import Aggregation, Division, Normalisation, Scope, ShareSearch
 from secateur.study.ways import (
     GRANULARITIES,
     RECOVERIES,
@@ -179,7 +179,7 @@ class RunConfig(RunSettings):
     pattern: str | None = None
     scope: Division = "local"
     curves: str | None = None
-    search: SearchSettings | None = None
+    search: ShareSearch | None = None
     normalisation: Normalisation = "mean"
     protect: tuple[str, ...] = ()
     limits: dict[str, int | float] = Field(default_factory=dict)

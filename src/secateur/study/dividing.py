@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from secateur.allocation import allocate
 from secateur.allocation.limits import protected
 from secateur.allocation.predicted import loss_scores
 from secateur.allocation.searched import plan_of, search_allocation
+from secateur.cutting import cut
 from secateur.errors import InputError, PlanError
 from secateur.graph import Graph
+from secateur.measure import answers
 from secateur.plan import Plan
 from secateur.sensitivity_results import FILE, Sensitivity, load_sensitivity
-from secateur.study.fields import SEARCHED, SENSITIVE, SearchSettings
+from secateur.study.fields import SEARCHED, SENSITIVE, ShareSearch
 
 Ordering = tuple[str, Mapping[str, Any]]
 Curves = Mapping[str, list[tuple[int, float]]]
@@ -30,7 +33,7 @@ Curves = Mapping[str, list[tuple[int, float]]]
 def division_problems(
     scopes: Sequence[str],
     curves: str | None,
-    search: SearchSettings | None,
+    search: ShareSearch | None,
     targets: Sequence[str],
     limits: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, Any]]:
@@ -90,7 +93,7 @@ def divided(
     scope: str,
     normalisation: str,
     curves: Curves | None = None,
-    search: SearchSettings | None = None,
+    search: ShareSearch | None = None,
     accuracy: Callable[[Plan], float] | None = None,
     database: Path | None = None,
     seed: int = 0,
@@ -126,17 +129,26 @@ def divided(
         return allocate(graph, worth, scope="global", normalisation="none", **asked)
     if scope == SEARCHED and accuracy is not None:
         return _searched(
-            graph, scores, target["macs"], search or SearchSettings(), accuracy,
+            graph, scores, target["macs"], search or ShareSearch(), accuracy,
             limits.get("protect", ()), database, seed, progress,
         )  # fmt: skip
     return allocate(graph, scores, scope=scope, normalisation=normalisation, **asked)
+
+
+def judge_of(model: nn.Module, validation: DataLoader[Any]) -> Callable[[Plan], float]:
+    """Return what judges a plan: the accuracy of its network on validation, without training."""
+
+    def accuracy(plan: Plan) -> float:
+        return float(answers(cut(model, plan), validation, "validation").right.mean())
+
+    return accuracy
 
 
 def _searched(
     graph: Graph,
     scores: Mapping[str, Tensor],
     macs: float,
-    search: SearchSettings,
+    search: ShareSearch,
     accuracy: Callable[[Plan], float],
     protect: Sequence[str],
     database: Path | None,

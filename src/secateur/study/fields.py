@@ -57,7 +57,7 @@ Division = Annotated[str, AfterValidator(_division)]
 """What competes; or that measured sensitivity, or a search, divides the target over groups."""
 
 
-class SearchSettings(BaseModel):
+class ShareSearch(BaseModel):
     """How shares of groups are searched; see :mod:`secateur.allocation.searched`.
 
     Attributes:

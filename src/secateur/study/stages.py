@@ -19,7 +19,7 @@ from secateur.data import ImageData, batches
 from secateur.errors import PlanError, VerificationError
 from secateur.graph import Graph, trace
 from secateur.latency import paired
-from secateur.measure import quality, weight_bytes
+from secateur.measure import answers, weight_bytes
 from secateur.models import load_model, load_weights
 from secateur.plan import Plan
 from secateur.results import CheckRecord, Measured, PinnedDim, Quality, Size, Speed, Width
@@ -74,7 +74,7 @@ def inspect_subject(model: nn.Module, data: ImageData) -> Subject:
     example = few[0].to(device)
     graph = trace(model, example)
     check_cuttable(graph)
-    quality(model, [next(iter(batches(data.validation, 32)))], "validation")
+    answers(model, [next(iter(batches(data.validation, 32)))], "validation")
     return Subject(model, data, example, graph)
 
 

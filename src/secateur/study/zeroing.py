@@ -17,7 +17,7 @@ from secateur.study import kept
 from secateur.study.config import RunConfig
 from secateur.study.shrinking import TOLERANCE, Job, Shrunk
 from secateur.study.stages import Subject
-from secateur.weight_masks import Masks, apply_masks, input_dims, sparsify
+from secateur.weight_masks import Masks, apply_masks, input_dims, sparsify, zero_masks
 
 
 def check_weights(config: RunConfig, subject: Subject, batch_size: int) -> None:
@@ -47,7 +47,7 @@ def zeroed(job: Job) -> Shrunk:
     else:
         history = _at_once(job, model)
     job.keep(model)
-    masks = {name: p.detach() != 0 for name, p in _maskable(config, model).items()}
+    masks = zero_masks(model, protect=config.protect)
     check = _proof(job, model, masks)
     macs = subject.graph.cost().macs
     notes = (_told(model, masks),)
@@ -137,11 +137,6 @@ def _taught(job: Job, model: nn.Module) -> None:
         **sparse.given,
     )
     job.tell("sparse", "after sparse training (l1)", model)
-
-
-def _maskable(config: RunConfig, model: nn.Module) -> dict[str, nn.Parameter]:
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name] for name in input_dims(model, protect=config.protect)}
 
 
 def _proof(job: Job, model: nn.Module, masks: Masks) -> CheckRecord:
