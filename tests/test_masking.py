@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -209,6 +210,28 @@ def test_an_error_inside_the_forward_pass_leaves_no_mode_behind() -> None:
         masked(torch.zeros(2, 3, dtype=torch.float64))
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
     assert torch.equal(masked(sequence()), wanted)
+
+
+def test_an_interrupt_leaves_no_mode_behind() -> None:
+    model = randomise(Normed(nn.LayerNorm(6)))
+    masked = secateur.mask(model, plan_of(model, sequence()))
+    wanted = masked(sequence())
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = masked.b.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        masked(sequence())
+    handle.remove()
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+    assert torch.equal(masked(sequence()), wanted)
+
+
+def test_a_masked_network_takes_what_the_dense_one_takes() -> None:
+    model = randomise(Normed(nn.LayerNorm(6)))
+    masked = secateur.mask(model, plan_of(model, sequence()))
+    assert inspect.signature(masked.forward) == inspect.signature(model.forward)
 
 
 def test_another_path_than_the_traced_one_is_refused() -> None:

@@ -9,7 +9,7 @@ the kept units alone.
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -59,9 +59,7 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
             weight = weights[name]
             weight.index_fill_(dim, _index(plan.cuts[name][dim], weight.device), 0.0)
     if plan.masks:
-        masker = _Masker(plan.masks)
-        masked.register_forward_pre_hook(masker.enter)
-        masked.register_forward_hook(masker.leave, always_call=True)
+        masked.forward = _MaskedForward(masked, plan.masks)
     return masked
 
 
@@ -76,23 +74,23 @@ def _index(positions: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(list(positions), dtype=torch.long, device=device)
 
 
-class _Masker:
-    """Enters a :class:`_MaskMode` around every forward of the masked network."""
+class _MaskedForward:
+    """The forward of a masked network: the network's own, inside a :class:`_MaskMode`.
 
-    def __init__(self, points: Sequence[MaskPoint]) -> None:
+    Hooks would not do: PyTorch calls none after an interrupt or an error of an exporter, and
+    the mode would go on changing whatever runs next.
+    """
+
+    def __init__(self, module: nn.Module, points: Sequence[MaskPoint]) -> None:
+        self._module = module
+        self._forward = module.forward
         self._points = tuple(points)
-        self._open: list[contextlib.ExitStack] = []
+        self.__signature__ = inspect.signature(module.forward)
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        turns = Turns(module)
-        stack = contextlib.ExitStack()
-        stack.enter_context(plain_attention())
-        stack.enter_context(turns.follow())
-        stack.enter_context(_MaskMode(self._points, turns))
-        self._open.append(stack)
-
-    def leave(self, module: nn.Module, args: Any, result: Any) -> Any:
-        self._open.pop().close()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        turns = Turns(self._module)
+        with plain_attention(), turns.follow(), _MaskMode(self._points, turns):
+            result = self._forward(*args, **kwargs)
         return map_tensors(result, lambda t: _ForwardOnly.apply(t) if t.requires_grad else t)
 
 

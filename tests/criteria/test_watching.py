@@ -12,6 +12,7 @@ from exactness import snapshot
 from networks import NETWORKS, build
 from test_hard_networks import Auxiliary
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import secateur
 from secateur.calibration import cross_entropy
@@ -214,3 +215,16 @@ def test_fused_recurrent_kernels_come_back() -> None:
     found = secateur.score(graph, "activation_norm", [(x, torch.zeros(5, dtype=torch.long))])
     assert found
     assert (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled) == before
+
+
+def test_an_interrupt_inside_the_forward_pass_leaves_no_mode(model: nn.Module) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    x = torch.randn(5, 3, dtype=torch.float64)
+    graph = secateur.trace(model, x)
+    handle = graph.model.get_submodule("head").register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        watch(graph, places(graph), lambda *_: None, [(x, torch.zeros(5, dtype=torch.long))])
+    handle.remove()
+    assert _get_current_dispatch_mode() is None

@@ -214,6 +214,7 @@ def watching(model: nn.Module, mode: Operations) -> Iterator[None]:
     try:
         yield
     finally:
+        stack.close()  # PyTorch calls no hook after an interrupt
         for hook in hooks:
             hook.remove()
 

@@ -241,9 +241,7 @@ def first_line(error: BaseException) -> str:
 
 def reason(network: nn.Module, error: BaseException) -> str:
     """Say why an exporter failed, and what to do where the network is a masked reference."""
-    hooks = network._forward_pre_hooks.values()
-    owners = {type(getattr(hook, "__self__", None)).__module__ for hook in hooks}
-    if MASKING not in owners:
+    if type(network.forward).__module__ != MASKING:
         return first_line(error)
     return (
         "secateur.mask changes operations while this network runs (norms over the kept units), "
