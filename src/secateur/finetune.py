@@ -25,13 +25,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from secateur.errors import InputError, SecateurError
-from secateur.progress import track
+from secateur.progress import line_teller, track
 from secateur.results import Epoch
 from secateur.training import Masks, StepHook, TrainSettings, learning_rate, training_loss
 from secateur.training.devices import Teacher, accelerator_for, at_home, tracked
 from secateur.training.frozen import check_masks, digest
 from secateur.training.losses import logits_of
-from secateur.training.shown import Tell, line_teller, training_bar
+from secateur.training.shown import Tell, told, training_bar
 from secateur.training.standing import Standing
 from secateur.training_state import (
     TrainState,
@@ -144,7 +144,7 @@ def finetune(
                     kept = standing.state(weights, optimizer.state_dict(), scaler)
                     write_state(folder, kept, asked)
                 accelerator.log(_figures(entry), step=epoch)
-                line(standing.history, settings.epochs)
+                line(told, standing.history, settings.epochs)
         except _NotANumber as error:
             model.load_state_dict(standing.best_weights)
             best = f"of epoch {standing.best}" if standing.best else "from before"

@@ -1,8 +1,7 @@
-"""What a training shows: one bar for all of it, or a line now and then where there is no screen."""
+"""What a training shows: one bar for all of it, or a line of :func:`told` now and then."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -10,9 +9,6 @@ from typing import TypeAlias
 from rich.progress import Progress
 
 from secateur.results import Epoch
-
-LINE_EVERY = 10.0
-"""Seconds between two lines where no bar is drawn."""
 
 Tell: TypeAlias = Callable[[str, int], None]
 
@@ -41,18 +37,3 @@ def told(history: Sequence[Epoch], epochs: int) -> str:
         f"loss {last.val_loss:.3f} and accuracy {last.val_accuracy:.1%}, "
         f"{last.seconds:.0f} s, at most {left:.0f} s left"
     )
-
-
-def line_teller(progress: Progress | None) -> Callable[[Sequence[Epoch], int], None]:
-    """Return what prints :func:`told` at most every ten seconds, where no bars are drawn."""
-    if progress is None or not progress.disable:
-        return lambda history, epochs: None
-    console, last = progress.console, time.monotonic()
-
-    def tell(history: Sequence[Epoch], epochs: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE_EVERY:
-            last = time.monotonic()
-            console.print(told(history, epochs), highlight=False, markup=False, soft_wrap=True)
-
-    return tell

@@ -24,6 +24,7 @@ from optuna.trial import Trial, TrialState
 from torch import nn
 
 from secateur.errors import SecateurError
+from secateur.progress import counted, line_teller
 from secateur.results import Quality, build_record
 from secateur.study import store
 from secateur.study.stages import say
@@ -97,6 +98,7 @@ def search(hunt: Hunt, bench: Bench, proxy: nn.Module) -> tuple[Tried, ...]:
         SecateurError: no setting trains the proxy at all.
     """
     task = bench.progress.add_task("Trials", total=hunt.trials) if bench.progress else None
+    tell = line_teller(bench.progress)
     while (taken_up := _next(hunt)) is not None:
         trial, values, lock = taken_up
         try:
@@ -104,7 +106,9 @@ def search(hunt: Hunt, bench: Bench, proxy: nn.Module) -> tuple[Tried, ...]:
         finally:
             lock.release()
         if bench.progress and task is not None:
-            bench.progress.update(task, completed=len(finished(hunt.study)))
+            done = len(finished(hunt.study))
+            bench.progress.update(task, completed=done)
+            tell(counted, "Trials", done, hunt.trials)
     if bench.progress and task is not None:
         bench.progress.remove_task(task)
     tried = finished(hunt.study)
