@@ -48,7 +48,7 @@ def show_result(result: Result, folder: Path) -> None:
             values = [value.partition(" (")[0] for value in values]
         drawn.add_row(row.label, *values)
     console.print(drawn)
-    _line(console, f"proof:  {proof(result.check)}")
+    _line(console, f"proof:  {proof(result.check, zeroed=bool(result.zeros))}")
     _line(console, f"report: {folder / 'report.html'}")
 
 

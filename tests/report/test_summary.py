@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from secateur.report.summary import proof, summary
-from secateur.results import Result
+from secateur.results import LayerZeros, Result
 
 
 def lines(result: Result) -> dict[str, str]:
@@ -90,3 +90,12 @@ def test_only_a_real_check_is_a_proof(result: Result, ok, changed, start: str) -
     check = dataclasses.replace(result.check, ok=ok, changed=changed)
     assert proof(check).startswith(start)
     assert "4.4e-15" in proof(check)
+
+
+def test_a_run_of_single_weights_never_speaks_of_a_cut(result: Result) -> None:
+    zeros = (LayerZeros("conv", 100, 50),)
+    said = lines(dataclasses.replace(result, zeros=zeros))["Proof"]
+    assert said.startswith("The saved network computes what its masked reference computes")
+    for ok in (False, True):
+        check = dataclasses.replace(result.check, ok=ok, changed=False)
+        assert "cut" not in proof(check, zeroed=True)

@@ -107,7 +107,7 @@ def _sections(result: Result) -> tuple[Section, ...]:
         Section(
             "proof",
             "Proof",
-            texts=(proof(result.check),),
+            texts=(proof(result.check, zeroed=bool(result.zeros)),),
             tables=(Shown(tables.proof_table(result)),),
         ),
         Section("notes", "Notes", bullets=result.notes),

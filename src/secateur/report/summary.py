@@ -49,22 +49,26 @@ def summary(result: Result) -> tuple[Line, ...]:
         *((Line("Zeros", zeros),) if zeros else ()),
         *((Line("Branches", branches),) if branches else ()),
         Line("Size and speed", _size_and_speed(result)),
-        Line("Proof", proof(result.check)),
+        Line("Proof", proof(result.check, zeroed=bool(result.zeros))),
     )
 
 
-def proof(check: CheckRecord) -> str:
-    """The check in one sentence; it never calls a failed or an empty check a proof."""
+def proof(check: CheckRecord, *, zeroed: bool = False) -> str:
+    """The check in one sentence; it never calls a failed or an empty check a proof.
+
+    With ``zeroed`` nothing was cut: the saved network is compared with the masked one.
+    """
+    made, done = ("The saved network", "masks") if zeroed else ("The cut network", "cut")
     found = f"largest relative error {fmt.tiny(check.max_error)}"
     limit = f"tolerance {fmt.tiny(check.tolerance)}, {check.dtype}"
     if not check.ok:
-        return f"FAILED: the cut network differs from its masked reference ({found}; {limit})."
+        return f"FAILED: {made.lower()} differs from its masked reference ({found}; {limit})."
     if not check.changed:
         return (
-            f"Says nothing: the cut did not change the output, so agreeing is empty ({found}; "
+            f"Says nothing: the {done} did not change the output, so agreeing is empty ({found}; "
             f"{limit})."
         )
-    return f"The cut network computes what its masked reference computes ({found}; {limit})."
+    return f"{made} computes what its masked reference computes ({found}; {limit})."
 
 
 def _asked(result: Result) -> str:
