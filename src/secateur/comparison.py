@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from secateur import pareto
-from secateur.results import Facts, Measured, Quality, load_record, save_record
+from secateur.results import Changes, Epoch, Facts, Measured, Quality, load_record, save_record
 
 FORMAT = 1
 COSTS = ("macs", "params", "bytes", "latency")
@@ -47,6 +47,7 @@ class Trial:
         latency: time as a share of the dense network's, where it was asked for.
         max_error: of the cut against its masked reference, relative; None for masked weights.
         seconds: that the trial took.
+        history: every epoch of its finetuning; empty in studies of before it was kept.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Trial:
     latency: float | None = None
     max_error: float | None = None
     seconds: float = 0.0
+    history: tuple[Epoch, ...] = ()
 
     @property
     def setup(self) -> tuple[Any, ...]:
@@ -107,6 +109,7 @@ class Comparison:
         score: name of a score in :data:`secateur.pareto.SCORES`; empty for none.
         notes: for the reader.
         facts: the dense network and the chosen one side by side; None where none is chosen.
+        changes: what became of the chosen one, layer by layer; None as there.
     """
 
     title: str
@@ -122,6 +125,7 @@ class Comparison:
     score: str = ""
     notes: tuple[str, ...] = ()
     facts: Facts | None = None
+    changes: Changes | None = None
     format: int = FORMAT
 
 

@@ -250,6 +250,25 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What became of one network, layer by layer, and how it was trained.
+
+    Attributes:
+        widths: before and after.
+        zeros: by layer, where single weights were set to zero.
+        history: every epoch of its trainings.
+        pinned: what could not be cut.
+        given_back: units that had to stay, by group.
+    """
+
+    widths: tuple[Width, ...]
+    zeros: tuple[LayerZeros, ...] = ()
+    history: tuple[Epoch, ...] = ()
+    pinned: tuple[PinnedDim, ...] = ()
+    given_back: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Result:
     """All that a run asked and found; ``facts`` is None in results of before they were kept.
 

@@ -321,6 +321,21 @@ def test_structures_go_in_rounds_beside_one_shot(tmp_path: Path) -> None:
     kept = found.trials[found.chosen or 0]
     model = secateur.load(tmp_path / "study")
     assert sum(p.numel() for p in model.parameters()) == kept.params
+    changes = found.changes
+    assert changes is not None
+    assert changes.history == kept.history
+    widths = {one.layer: one.pruned for one in changes.widths}
+    assert widths == {
+        name: len(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
+    }
+    for trial in found.trials:
+        assert len(trial.history) == trial.epochs
+        last = [epoch.val_accuracy for epoch in trial.history]
+        assert trial.quality is not None
+        assert not last or trial.quality.accuracy in last
+        assert {epoch.phase for epoch in trial.history} <= {"finetune", "round 1", "round 2"}
 
 
 def test_rounds_without_training_are_those_of_the_library(tmp_path: Path) -> None:
@@ -372,6 +387,12 @@ def test_weights_go_in_rounds_and_gradually(tmp_path: Path) -> None:
     )
     trials = (*found.trials, *gradual.trials)
     assert [trial.error for trial in trials] == [""] * 6
+    assert [len(trial.history) for trial in trials] == [2] * 6
+    for study_of in (found, gradual):
+        if study_of.chosen is not None and study_of.changes is not None:
+            gone = sum(one.zeros for one in study_of.changes.zeros)
+            assert gone == study_of.dense.size.params - study_of.trials[study_of.chosen].params
+    assert gradual.changes is not None
     for value in (0.25, 0.5):
         left = {trial.params for trial in trials if trial.value == value}
         assert len(left) == 1, left

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import made_up_result
+from made_up import made_up_result
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_comparison_page import made_up
 

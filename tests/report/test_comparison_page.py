@@ -18,7 +18,16 @@ from secateur.comparison import Comparison, Trial, area, choose, scored, setups
 from secateur.report import write_comparison, write_comparison_tables
 from secateur.report.comparison_figures import curves_figure, mixtures_figure, pareto_figure
 from secateur.report.comparison_page import render_comparison, summary
-from secateur.results import Measured, Quality, Size
+from secateur.results import (
+    Changes,
+    Epoch,
+    LayerZeros,
+    Measured,
+    PinnedDim,
+    Quality,
+    Size,
+    Width,
+)
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), "")
 
@@ -82,6 +91,31 @@ def test_the_page_says_what_matters(comparison: Comparison) -> None:
     assert "&lt;b&gt;no&lt;/b&gt;" in page
     assert page.count('class="plot"') == 4
     assert len(summary(comparison, setups(comparison.trials))) == 5
+
+
+def test_the_chosen_network_is_shown_layer_by_layer(comparison: Comparison, tmp_path: Path) -> None:
+    alone = render_comparison(comparison)
+    history = (Epoch("finetune", 1, 0.1, 0.5, 0.6, 0.8, 2.0),)
+    changes = Changes(
+        widths=(Width("conv", 8, 4),),
+        history=history,
+        pinned=(PinnedDim("fc.weight", 0, "the model's output"),),
+        given_back={"conv": 2},
+    )
+    cut = dataclasses.replace(comparison, changes=changes)
+    page = render_comparison(cut)
+    assert '<section id="chosen"' not in page  # nobody looked at its answers
+    for name in ("widths", "training", "kept"):
+        assert f'<section id="{name}"' in page
+        assert f'<section id="{name}"' not in alone
+    assert "1 dimension pinned: the model&#39;s output" in page
+    written = {path.name for path in write_comparison_tables(cut, tmp_path)}
+    assert written >= {"widths.csv", "history.csv", "pinned.json", "given_back.csv"}
+    zeros = Changes(widths=(Width("conv", 8, 8),), zeros=(LayerZeros("conv", 72, 36),))
+    page = render_comparison(dataclasses.replace(comparison, changes=zeros))
+    assert '<section id="zeros"' in page
+    assert '<section id="widths"' not in page
+    assert '<section id="kept"' not in page
 
 
 def test_setups_are_means_with_frontiers(comparison: Comparison) -> None:

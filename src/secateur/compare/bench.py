@@ -33,6 +33,7 @@ from secateur.data.images import ImageSet
 from secateur.data.splits import stratified
 from secateur.errors import InputError
 from secateur.plan import Plan
+from secateur.results import Epoch
 from secateur.study import stages
 from secateur.study.dividing import Curves, read_curves
 from secateur.study.stages import Subject
@@ -78,13 +79,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Made:
-    """A network of one trial, before it is finetuned; a plan or masks say what went."""
+    """A network of one trial; a plan or masks say what went, the history how it was trained."""
 
     model: nn.Module
     macs: int
     plan: Plan | None = None
     masks: Masks | None = None
     max_error: float | None = None
+    history: tuple[Epoch, ...] = ()
 
 
 def set_up(

@@ -33,6 +33,7 @@ from secateur.finetune import finetune
 from secateur.measure import quality, sparse_bytes, weight_bytes
 from secateur.plan import Plan
 from secateur.recovery import recalibrate, recover
+from secateur.results import Epoch
 from secateur.study import stages, store
 from secateur.study.dividing import divided, judge_of
 from secateur.weight_masks import apply_masks, input_dims, lowest_masked, zero_masks
@@ -63,6 +64,7 @@ def run_trial(bench: Bench, spec: Spec) -> Trial:
         sparse=sparse_bytes(made.model),
         max_error=made.max_error,
         seconds=time.perf_counter() - started,
+        history=made.history,
     )
 
 
@@ -150,7 +152,7 @@ def _made(bench: Bench, spec: Spec) -> Made:
         return in_rounds(bench, spec)
     made = make(bench, spec)
     if spec.trial.epochs:
-        _train(bench, spec.trial, made)
+        return dataclasses.replace(made, history=_train(bench, spec.trial, made))
     return made
 
 
@@ -177,10 +179,10 @@ def _masked(bench: Bench, spec: Spec) -> Made:
     return Made(model, bench.subject.graph.cost().macs, masks=masks)
 
 
-def _train(bench: Bench, trial: Trial, made: Made) -> None:
+def _train(bench: Bench, trial: Trial, made: Made) -> tuple[Epoch, ...]:
     """Finetune in place, on from the last epoch that an interrupted trial left."""
     settings = bench.config.training(trial.epochs, trial.seed)
-    finetune(
+    return finetune(
         made.model,
         training_batches(bench, trial.seed),
         judging_batches(bench),

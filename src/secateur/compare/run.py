@@ -32,7 +32,7 @@ from secateur.latency import relative_time
 from secateur.measure import Answers, environment, judged
 from secateur.progress import track
 from secateur.report import write_comparison, write_comparison_tables
-from secateur.results import Facts, Measured, Quality, build_record
+from secateur.results import Changes, Facts, Measured, Quality, build_record
 from secateur.study import kept, stages, store
 from secateur.study.stages import say
 
@@ -212,6 +212,7 @@ def _concluded(
         score=config.score or "",
         notes=tuple(bench.subject.graph.notes),
         facts=None if number is None else _facts(*side, folder, specs[number]),
+        changes=None if number is None else _changes(bench, specs[number], trials[number]),
     )
 
 
@@ -268,6 +269,18 @@ def _facts(bench: Bench, split: str, folder: Path, spec: Spec) -> Facts:
         return build_record(Facts, json.loads(store.remembered(path, measure)))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
+
+
+def _changes(bench: Bench, spec: Spec, trial: Trial) -> Changes:
+    """Say what became of a trial's network, layer by layer."""
+    made = made_again(bench, spec)
+    return Changes(
+        widths=stages.widths(bench.subject.model, made.model),
+        zeros=stages.zeros(made.masks or {}),
+        history=trial.history,
+        pinned=stages.pinned(bench.subject.graph),
+        given_back={} if made.plan is None else dict(made.plan.given_back),
+    )
 
 
 def _keep_chosen(

@@ -19,7 +19,7 @@ from secateur.compare.trials import Spec
 from secateur.errors import InputError
 from secateur.finetune import finetune, steps_per_epoch
 from secateur.plan import Plan
-from secateur.rounds import MaskRule, gradual, structure_rounds, weight_rounds
+from secateur.rounds import MaskRule, all_epochs, gradual, structure_rounds, weight_rounds
 from secateur.study import stages
 from secateur.weight_masks import zero_masks
 
@@ -53,10 +53,15 @@ def in_rounds(bench: Bench, spec: Spec) -> Made:
     loaders = training_batches(bench, trial.seed), judging_batches(bench)
     if trial.granularity == "weight":
         model = copy.deepcopy(dense)
-        masks, _ = weight_rounds(
+        masks, rounds = weight_rounds(
             model, *loaders, settings, targets, rule=_rule(bench, spec), **common
         )
-        return Made(model, bench.subject.graph.cost().macs, masks=dict(masks))
+        return Made(
+            model,
+            bench.subject.graph.cost().macs,
+            masks=dict(masks),
+            history=all_epochs(rounds),
+        )
     config = bench.config
     outcome = structure_rounds(
         dense,
@@ -80,7 +85,11 @@ def in_rounds(bench: Bench, spec: Spec) -> Made:
     )
     _, check = stages.cut_and_verify(bench.subject, outcome.plan)
     return Made(
-        outcome.model, outcome.plan.pruned.macs, plan=outcome.plan, max_error=check.max_error
+        outcome.model,
+        outcome.plan.pruned.macs,
+        plan=outcome.plan,
+        max_error=check.max_error,
+        history=all_epochs(outcome.rounds),
     )
 
 
@@ -92,7 +101,7 @@ def gradually(bench: Bench, spec: Spec) -> Made:
     settings = bench.config.training(trial.epochs, trial.seed)
     dense = bench.subject.model
     model = copy.deepcopy(dense)
-    finetune(
+    history = finetune(
         model,
         training_batches(bench, trial.seed),
         judging_batches(bench),
@@ -107,6 +116,7 @@ def gradually(bench: Bench, spec: Spec) -> Made:
         model,
         bench.subject.graph.cost().macs,
         masks=zero_masks(model, protect=bench.config.protect),
+        history=history,
     )
 
 

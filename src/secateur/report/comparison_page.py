@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.comparison import Comparison, Setup, Trial, area, scored, setups
+from secateur.report import changes_parts, facts_parts
 from secateur.report import comparison_figures as figures
 from secateur.report import comparison_tables as tables
-from secateur.report import facts_parts
 from secateur.report import format as fmt
 from secateur.report import tables as tables_of
 from secateur.report.export import write_each
@@ -39,6 +39,7 @@ def write_comparison_tables(comparison: Comparison, folder: Path) -> tuple[Path,
         tables.trials_table(comparison),
         tables.failures_table(comparison),
         *facts_parts.facts_tables(comparison.facts),
+        *changes_parts.changes_tables(comparison.changes),
     )
     return write_each([table for table in every if table.rows], folder)
 
@@ -92,7 +93,9 @@ def _sections(comparison: Comparison, found: Sequence[Setup]) -> tuple[Section, 
             texts=(tables.setups_text(comparison, found),),
             tables=(Shown(tables.setups_table(comparison, found)),),
         ),
+        _beside(comparison, found),
         *facts_parts.facts_sections(comparison.facts),
+        *changes_parts.changes_sections(comparison.changes),
         Section("failures", "Failures", tables=with_rows(folded)),
         Section("how", "How it was measured", bullets=_how(comparison)),
         Section("notes", "Notes", bullets=comparison.notes),
@@ -107,6 +110,15 @@ def _sections(comparison: Comparison, found: Sequence[Setup]) -> tuple[Section, 
         ),
     )
     return tuple(section for section in every if section is not None and has_content(section))
+
+
+def _beside(comparison: Comparison, found: Sequence[Setup]) -> Section:
+    """Say whose networks the parts below are of; without content where none was looked at."""
+    chosen, title = _with_number(found, comparison.chosen), "The chosen network"
+    if chosen is None or comparison.facts is None:
+        return Section("chosen", title)
+    text = f"{_named(comparison, chosen)} stands beside the dense network in the parts below."
+    return Section("chosen", title, texts=(text,))
 
 
 def _drawn(figure: Figure | None, name: str) -> Section | None:

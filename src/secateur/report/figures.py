@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 from secateur.report import captions
 from secateur.report import format as fmt
 from secateur.report.curves import curves
-from secateur.results import Epoch, Point, Result
+from secateur.results import Epoch, Point, Result, Width
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PALETTE = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
@@ -136,9 +136,8 @@ def accuracy_figure(result: Result) -> Figure | None:
     return dataclasses.replace(drawn, details=captions.say_curves(lines, split))
 
 
-def widths_figure(result: Result) -> Figure | None:
+def widths_figure(widths: Sequence[Width]) -> Figure | None:
     """Width of each layer before and after; None without widths."""
-    widths = result.widths
     if not widths:
         return None
     figure = go.Figure()
@@ -165,9 +164,8 @@ def widths_figure(result: Result) -> Figure | None:
     return finished("widths", "Widths before and after", text, row.height, figure)
 
 
-def training_figure(result: Result) -> Figure | None:
+def training_figure(history: Sequence[Epoch]) -> Figure | None:
     """Losses and validation accuracy over all epochs of all phases; None without history."""
-    history = result.history
     if not history:
         return None
     figure = go.Figure()

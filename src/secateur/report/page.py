@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -16,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from secateur.errors import InputError
 from secateur.report import facts_parts, figures, tables
 from secateur.report.branches_parts import branches_section
+from secateur.report.changes_parts import kept_section, training_section, widths_section
 from secateur.report.main_table import main_table
 from secateur.report.parts import Section, Shown, has_content, with_rows
 from secateur.report.summary import Line, proof, summary
@@ -95,15 +95,10 @@ def _sections(result: Result) -> tuple[Section, ...]:
         ),
         zeros_section(result.zeros),
         branches_section(result.branches),
-        _widths_section(result),
-        Section(
-            "training",
-            "Training",
-            figure=figures.training_figure(result),
-            tables=with_rows(tables.history_table(result), folded=True),
-        ),
+        widths_section(result.widths, result.zeros),
+        training_section(result.history),
         *facts_parts.facts_sections(result.facts),
-        _kept_section(result),
+        *(() if result.zeros else (kept_section(result.pinned, result.given_back),)),
         Section(
             "proof",
             "Proof",
@@ -122,50 +117,6 @@ def _sections(result: Result) -> tuple[Section, ...]:
         ),
     )
     return tuple(section for section in every if has_content(section))
-
-
-def _widths_section(result: Result) -> Section:
-    name, title = "widths", "Widths before and after"
-    if result.zeros and all(one.dense == one.pruned for one in result.widths):
-        return Section(name, title)
-    return Section(
-        name,
-        title,
-        figure=figures.widths_figure(result),
-        tables=with_rows(tables.widths_table(result), folded=True),
-    )
-
-
-def _kept_section(result: Result) -> Section:
-    """What stands against cutting; without content where single weights went and nothing is cut."""
-    name, title = "kept", "Pinned and given back"
-    if result.zeros:
-        return Section(name, title)
-    texts = []
-    if not result.given_back:
-        texts.append("Every unit that was marked for removal was removed.")
-    if not result.pinned:
-        texts.append("Nothing was pinned: every dimension could be cut.")
-    return Section(
-        name,
-        title,
-        texts=tuple(texts),
-        bullets=_reasons(result),
-        tables=(
-            *with_rows(tables.given_back_table(result)),
-            *with_rows(tables.pinned_table(result), folded=True),
-        ),
-    )
-
-
-def _reasons(result: Result) -> tuple[str, ...]:
-    """How many dimensions each reason pins, most first."""
-    counts = Counter(pin.reason for pin in result.pinned)
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(
-        f"{number} {'dimension' if number == 1 else 'dimensions'} pinned: {reason}"
-        for reason, number in ordered
-    )
 
 
 @cache

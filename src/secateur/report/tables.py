@@ -16,7 +16,7 @@ from secateur.report.cells import text_cell as _text
 from secateur.report.facts_parts import facts_tables
 from secateur.report.main_table import main_table
 from secateur.report.zeros_parts import zeros_table
-from secateur.results import Result
+from secateur.results import Epoch, PinnedDim, Result, Width
 
 SIDES = (Column("dense", "Dense", True), Column("pruned", "Pruned", True))
 
@@ -34,13 +34,13 @@ def tables(result: Result) -> tuple[Table, ...]:
     every = (
         main_table(result),
         points_table(result),
-        widths_table(result),
+        widths_table(result.widths),
         zeros_table(result.zeros),
         branches_table(result.branches),
-        history_table(result),
+        history_table(result.history),
         *facts_tables(result.facts),
-        given_back_table(result),
-        pinned_table(result),
+        given_back_table(result.given_back),
+        pinned_table(result.pinned),
         proof_table(result),
         asked_table(result.asked),
         environment_table(result.environment),
@@ -78,7 +78,7 @@ def points_table(result: Result) -> Table:
     return Table("points", "Every network that was compared.", columns, rows)
 
 
-def widths_table(result: Result) -> Table:
+def widths_table(widths: Sequence[Width]) -> Table:
     """Output width of every layer, in the order of the network."""
     columns = (
         Column("layer", "Layer"),
@@ -92,13 +92,13 @@ def widths_table(result: Result) -> Table:
             Cell(width.pruned, fmt.count(width.pruned)),
             _removed(width.dense, width.pruned),
         )
-        for width in result.widths
+        for width in widths
     )
     caption = "Output channels or neurons of each layer, in the order of the network."
     return Table("widths", caption, columns, rows)
 
 
-def history_table(result: Result) -> Table:
+def history_table(history: Sequence[Epoch]) -> Table:
     """Every epoch of training."""
     columns = (
         Column("phase", "Phase"),
@@ -119,12 +119,12 @@ def history_table(result: Result) -> Table:
             Cell(epoch.val_accuracy, fmt.percent(epoch.val_accuracy)),
             Cell(epoch.seconds, fmt.duration(epoch.seconds)),
         )
-        for epoch in result.history
+        for epoch in history
     )
     return Table("history", "Every epoch of training.", columns, rows)
 
 
-def pinned_table(result: Result) -> Table:
+def pinned_table(pinned: Sequence[PinnedDim]) -> Table:
     """Dimensions that could not be cut."""
     columns = (
         Column("name", "Parameter"),
@@ -132,17 +132,16 @@ def pinned_table(result: Result) -> Table:
         Column("reason", "Reason"),
     )
     rows = tuple(
-        (_text(pin.name), Cell(pin.dim, str(pin.dim)), _text(pin.reason)) for pin in result.pinned
+        (_text(pin.name), Cell(pin.dim, str(pin.dim)), _text(pin.reason)) for pin in pinned
     )
     return Table("pinned", "Dimensions that were not cut, and why.", columns, rows)
 
 
-def given_back_table(result: Result) -> Table:
+def given_back_table(given_back: Mapping[str, int]) -> Table:
     """Units that a criterion chose and the plan could not honour."""
     columns = (Column("group", "Group"), Column("units", "Units given back", True))
     rows = tuple(
-        (_text(group), Cell(units, fmt.count(units)))
-        for group, units in sorted(result.given_back.items())
+        (_text(group), Cell(units, fmt.count(units))) for group, units in sorted(given_back.items())
     )
     caption = "Units that were marked for removal and kept, so that the network stays valid."
     return Table("given_back", caption, columns, rows)

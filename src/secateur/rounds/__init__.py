@@ -2,7 +2,7 @@
 
 from secateur.rounds.judging import RECONSTRUCTION, judge
 from secateur.rounds.rewinding import keep_weights, read_weights
-from secateur.rounds.state import Round
+from secateur.rounds.state import Round, all_epochs
 from secateur.rounds.structures import PrunedInRounds, structure_rounds
 from secateur.rounds.weights import MaskRule, gradual, next_masks, weight_rounds
 
@@ -11,6 +11,7 @@ __all__ = [
     "MaskRule",
     "PrunedInRounds",
     "Round",
+    "all_epochs",
     "gradual",
     "judge",
     "keep_weights",

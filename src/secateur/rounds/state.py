@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class Round:
     asked: float
     removed: float
     history: tuple[Epoch, ...]
+
+
+def all_epochs(rounds: Iterable[Round]) -> tuple[Epoch, ...]:
+    """Return the epochs of all rounds, in order."""
+    return tuple(epoch for one in rounds for epoch in one.history)
 
 
 @dataclass(frozen=True)

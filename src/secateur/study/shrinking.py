@@ -21,6 +21,7 @@ from secateur.plan import Plan
 from secateur.planning import make_plan
 from secateur.recovery import recover
 from secateur.results import Branch, CheckRecord, Epoch, LayerZeros
+from secateur.rounds import all_epochs
 from secateur.sparse_training import (
     Keeping,
     Selected,
@@ -178,7 +179,7 @@ def in_rounds(job: Job) -> Shrunk:
     job.keep(outcome.model)
     words = f"after {config.rounds.number} rounds"
     job.tell("cut", words, outcome.model, f", {share(plan)}")
-    history = tuple(entry for one in outcome.rounds for entry in one.history)
+    history = all_epochs(outcome.rounds)
     return Shrunk(check, history, (plan.dense.macs, plan.pruned.macs), plan.given_back)
 
 

@@ -22,9 +22,19 @@ from secateur.latency import paired
 from secateur.measure import answers, weight_bytes
 from secateur.models import load_model, load_weights
 from secateur.plan import Plan
-from secateur.results import CheckRecord, Measured, PinnedDim, Quality, Size, Speed, Width
+from secateur.results import (
+    CheckRecord,
+    LayerZeros,
+    Measured,
+    PinnedDim,
+    Quality,
+    Size,
+    Speed,
+    Width,
+)
 from secateur.sparse_training import Absent
 from secateur.verification import verify
+from secateur.weight_masks import Masks
 
 EXAMPLES = 2
 """Images in the example input: more than one, so that no batch dimension looks like a size 1."""
@@ -155,6 +165,14 @@ def widths(dense: nn.Module, pruned: nn.Module) -> tuple[Width, ...]:
         Width(name, _width(module), _width(after[name]) if name in after else 0)
         for name, module in dense.named_modules()
         if isinstance(module, _ConvNd | nn.Linear)
+    )
+
+
+def zeros(masks: Masks) -> tuple[LayerZeros, ...]:
+    """Count by layer; a layer's only weight goes by the layer's name."""
+    return tuple(
+        LayerZeros(name.removesuffix(".weight"), mask.numel(), int((~mask).sum()))
+        for name, mask in masks.items()
     )
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from secateur.data import batches
 from secateur.errors import VerificationError
 from secateur.finetune import steps_per_epoch
-from secateur.results import CheckRecord, Epoch, LayerZeros
-from secateur.rounds import MaskRule, gradual, weight_rounds
+from secateur.results import CheckRecord, Epoch
+from secateur.rounds import MaskRule, all_epochs, gradual, weight_rounds
 from secateur.sparse_training import Keeping, difference, train_sparse
-from secateur.study import kept
+from secateur.study import kept, stages
 from secateur.study.config import RunConfig
 from secateur.study.shrinking import TOLERANCE, Job, Shrunk
 from secateur.study.stages import Subject
@@ -51,7 +51,7 @@ def zeroed(job: Job) -> Shrunk:
     check = _proof(job, model, masks)
     macs = subject.graph.cost().macs
     notes = (_told(model, masks),)
-    return Shrunk(check, history, (macs, macs), notes=notes, zeros=_zeros(masks))
+    return Shrunk(check, history, (macs, macs), notes=notes, zeros=stages.zeros(masks))
 
 
 def _at_once(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
@@ -109,7 +109,7 @@ def _in_rounds(job: Job, model: nn.Module) -> tuple[Epoch, ...]:
         progress=run.progress,
     )
     job.tell("masked", f"after {config.rounds.number} rounds", model)
-    return tuple(entry for one in rounds for entry in one.history)
+    return all_epochs(rounds)
 
 
 def _rule(job: Job) -> MaskRule:
@@ -156,14 +156,6 @@ def _proof(job: Job, model: nn.Module, masks: Masks) -> CheckRecord:
         )
     changed = difference(reference, job.subject.model, job.subject.example) > TOLERANCE
     return CheckRecord(error, TOLERANCE, ok=True, changed=changed, dtype="float64")
-
-
-def _zeros(masks: Masks) -> tuple[LayerZeros, ...]:
-    """Count by layer; a layer's only weight goes by the layer's name."""
-    return tuple(
-        LayerZeros(name.removesuffix(".weight"), mask.numel(), int((~mask).sum()))
-        for name, mask in masks.items()
-    )
 
 
 def _told(model: nn.Module, masks: Masks) -> str:
