@@ -345,6 +345,6 @@ def test_seven_billion_parameters_without_weights() -> None:
     assert found["pruned"] == found["planned"] < found["dense"] / 3
     assert found["config"]["hidden_size"] == 2048
     assert found["notes"] == []
-    # The processor's seconds: others may be at work on the machine.
-    assert sum(cpu for _, cpu in found["steps"].values()) < 30
+    # The processor's seconds, with room for a slow one: the benchmark tells them exactly (about 5).
+    assert sum(cpu for _, cpu in found["steps"].values()) < 120
     assert found["peak_gb"] < 2
