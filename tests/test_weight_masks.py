@@ -322,3 +322,35 @@ def test_nothing_to_mask_and_masks_that_do_not_fit() -> None:
         secateur.apply_masks(network(), {"0.wight": torch.ones(1, dtype=torch.bool)})
     with pytest.raises(PlanError, match=r"mask of '0.weight' must be bool \(8, 3, 3, 3\)"):
         secateur.apply_masks(network(), {"0.weight": torch.ones(8, dtype=torch.bool)})
+
+
+class TwoDense(nn.Module):
+    """Two dense layers, written the usual way or as GPT-2 writes them."""
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x).relu())
+        return out
+
+
+@pytest.mark.parametrize("criterion", ["l1", "wanda", "taylor"])
+@pytest.mark.parametrize("how", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_turned_dense_layers_lose_the_same_weights(criterion: str, how: dict[str, Any]) -> None:
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    usual = TwoDense(nn.Linear(8, 12), nn.Linear(12, 4))
+    turned = TwoDense(conv1d(12, 8), conv1d(4, 12))
+    for name, parameter in turned.named_parameters():
+        parameter.data = usual.get_parameter(name).data.t().clone()
+    batches = [(torch.randn(6, 8), torch.randint(0, 4, (6,)))]
+    common = {"calibration": batches, "example_inputs": batches[0][0], "scope": "local", **how}
+    if "pattern" in how:
+        del common["scope"]
+    wanted = secateur.sparsify(usual, criterion, **common).masks
+    found = secateur.sparsify(turned, criterion, **common).masks
+    assert set(found) == set(wanted) == {"a.weight", "b.weight"}
+    for name, mask in wanted.items():
+        assert torch.equal(found[name], mask.T), name

@@ -230,12 +230,21 @@ def _layer_weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
     for module in model.modules():
         held = module._parameters
         names = _PROJECTIONS if isinstance(module, nn.MultiheadAttention) else ("weight",)
-        if isinstance(module, _ConvNd | nn.Linear | nn.MultiheadAttention):
-            dim = 0 if isinstance(module, _ConvTransposeNd) else 1
+        turned = _is_turned(module)
+        if turned or isinstance(module, _ConvNd | nn.Linear | nn.MultiheadAttention):
+            dim = 0 if turned or isinstance(module, _ConvTransposeNd) else 1
             for name in names:
                 weight = held.get(name)
                 if weight is not None:
                     yield weight, dim
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Tell a dense layer whose weight is [inputs, outputs]: GPT-2's, known by its name."""
+    return any(
+        (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+        for kind in type(module).__mro__
+    )
 
 
 def _named(names: Collection[str], patterns: Sequence[str], what: str) -> set[str]:
