@@ -13,6 +13,7 @@ from small_runs import write_photos, write_residual
 from secateur.compare import CompareConfig, compare_run
 from secateur.compare.trials import grid
 from secateur.results import load_result
+from secateur.sensitivity.config import SensitivityConfig
 from secateur.study import RunConfig, prune_run
 from secateur.study.reading import parse, read_mapping
 
@@ -23,8 +24,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_is_valid_and_listed(path: Path) -> None:
     asked = read_mapping(path)
-    # A study lists criteria, a run has one.
-    parse(CompareConfig if "criteria" in asked else RunConfig, asked, str(path))
+    # A study lists criteria, a run has one; shares of one criterion are for its sensitivity.
+    kinds = {"criteria": CompareConfig, "sparsities": SensitivityConfig}
+    kind = next((kind for key, kind in kinds.items() if key in asked), RunConfig)
+    parse(kind, asked, str(path))
     assert f"`{path.name}`" in (ROOT / "examples" / "README.md").read_text()
 
 
