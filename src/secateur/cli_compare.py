@@ -62,7 +62,7 @@ def compare(
         if dry:
             with bars() as progress:
                 found = dry_run(config, progress)
-            show_dry_run(found.trials, found.seconds / workers, workers)
+            show_dry_run(found.trials, (found.least / workers, found.seconds / workers), workers)
             return
         config = with_output(config, "compare")
         again = str(Path(config.output or "") / "config.yaml")

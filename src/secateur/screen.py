@@ -97,8 +97,8 @@ def show_tuning(tuning: Tuning, folder: Path) -> None:
     _line(console, f"report:   {folder / 'report.html'}")
 
 
-def show_dry_run(trials: Sequence[str], seconds: float, workers: int) -> None:
-    """Print the trials of a study and about how long they take."""
+def show_dry_run(trials: Sequence[str], seconds: tuple[float, float], workers: int) -> None:
+    """Print the trials of a study and about how long they take, at least and at most."""
     from secateur.report.format import duration
 
     console = Console()
@@ -107,8 +107,8 @@ def show_dry_run(trials: Sequence[str], seconds: float, workers: int) -> None:
     processes = "1 process" if workers == 1 else f"{workers} processes"
     _line(
         console,
-        f"{len(trials)} trials, about {duration(seconds)} with {processes} (from the dense "
-        "network's speed now; smaller networks are faster)",
+        f"{len(trials)} trials, about {duration(seconds[0])} to {duration(seconds[1])} with "
+        f"{processes}: as fast as the MACs left allow, or as slow as the dense network now",
     )
 
 

@@ -445,6 +445,18 @@ def test_a_dry_run_lists_and_estimates_and_leaves_nothing(tmp_path: Path) -> Non
     assert found.trials[0] == "l1, local, sparsity 0.25, seed 0"
     assert len(found.trials) == 4
     assert found.seconds > 100 * found.per_image > 0
+    bench, test = set_up(config, tmp_path)
+    validation = len(bench.data.validation)
+    # 0.75 and 0.5 of the channels stay, so about (0.5625 + 0.25) / 2 of the MACs.
+    saved = (1 - 0.40625) * (4 * validation + len(test))
+    assert (found.seconds - found.least) / found.per_image == pytest.approx(saved)
+    weights = dry_run(study(tmp_path, granularities=["weight"]))
+    assert weights.least == weights.seconds
+    asked_macs = {"sparsities": [], "macs": [0.5], "test": "none"}
+    one = dry_run(study(tmp_path, **asked_macs))
+    many = dry_run(study(tmp_path, **asked_macs, scopes=["search"], search={"trials": 9}))
+    more = many.seconds / many.per_image - one.seconds / one.per_image
+    assert more == pytest.approx(2 * 9 * validation)
     assert set(tmp_path.iterdir()) == before
 
 

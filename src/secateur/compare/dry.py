@@ -16,10 +16,12 @@ from secateur.compare.bench import Bench, set_up
 from secateur.compare.config import CompareConfig
 from secateur.compare.schedules import check_schedules
 from secateur.compare.trials import Spec, grid, said
+from secateur.comparison import Trial
 from secateur.data import batches
 from secateur.errors import InputError
 from secateur.measure import evaluating
 from secateur.study import stages
+from secateur.study.fields import SEARCHED, ShareSearch
 
 PASSES = 3
 """Batches that are timed, after one that is not."""
@@ -31,9 +33,17 @@ SCORED = 4.0
 
 @dataclass(frozen=True)
 class DryRun:
-    """The trials by name, and the estimate in seconds for one process; networks are taken dense."""
+    """The trials by name, and the estimate for one process.
+
+    Attributes:
+        trials: what each does.
+        least: seconds, where time falls as MACs do.
+        seconds: where every network is as slow as the dense one.
+        per_image: seconds of the dense network's forward pass.
+    """
 
     trials: tuple[str, ...]
+    least: float
     seconds: float
     per_image: float
 
@@ -49,18 +59,35 @@ def dry_run(config: CompareConfig, progress: Progress | None = None) -> DryRun:
         bench, test = set_up(config, Path(), progress)
         check_schedules(bench)
         each = _seconds_per_image(bench)
-    images = sum(_images(bench, spec) for spec in specs) + _scoring(bench, specs)
     # Which setups will be on the frontier is not known; one trial then stands for them.
-    images += len(test) * {"all": len(specs), "none": 0}.get(config.test, 1)
-    return DryRun(tuple(said(spec.trial) for spec in specs), images * each, each)
+    tested = {"all": len(specs), "none": 0}.get(config.test, 1) / len(specs) * len(test)
+    scoring = _scoring(bench, specs)
+    images = [_images(bench, spec) + tested for spec in specs]
+    small = sum(n * _share(spec.trial) for n, spec in zip(images, specs, strict=True))
+    return DryRun(
+        tuple(said(spec.trial) for spec in specs),
+        (small + scoring) * each,
+        (sum(images) + scoring) * each,
+        each,
+    )
+
+
+def _share(trial: Trial) -> float:
+    """About what share of its MACs the network keeps: inputs and outputs of a layer both go."""
+    if trial.granularity == "weight":
+        return 1.0
+    return (1 - trial.value) ** 2 if trial.target == "sparsity" else trial.value
 
 
 def _images(bench: Bench, spec: Spec) -> float:
-    """Count the forward passes of one trial: judging, training, mending."""
+    """Count the forward passes of one trial: searching, judging, training, mending."""
     data, trial = bench.data, spec.trial
     epoch = TRAINING * len(data.train) + len(data.validation)
     mending = 0 if trial.recovery == "none" else SCORED * len(data.calibration)
-    return len(data.validation) + trial.epochs * epoch + mending
+    judged = 1
+    if trial.scope == SEARCHED:
+        judged += (bench.config.search or ShareSearch()).trials
+    return judged * len(data.validation) + trial.epochs * epoch + mending
 
 
 def _scoring(bench: Bench, specs: Sequence[Spec]) -> float:
