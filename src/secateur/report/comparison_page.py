@@ -172,15 +172,15 @@ def _trials(comparison: Comparison) -> str:
 
 def _chosen(comparison: Comparison, found: Sequence[Setup]) -> str:
     rule = (
-        f"the fewest {tables.COST_WORDS[comparison.cost]} at most "
-        f"{_points(comparison.within)} below the dense network "
+        f"at most {_points(comparison.within)} below the dense network "
         f"({fmt.percent(comparison.validation.accuracy)} on validation)"
     )
     chosen = _with_number(found, comparison.chosen)
     if chosen is None:
         best = max(found, key=lambda setup: setup.accuracy)
-        return f"None: no setup has {rule}. The most accurate is {_named(comparison, best)}."
-    return f"{_named(comparison, chosen)}: {rule}."
+        return f"None: no setup is {rule}. The most accurate is {_named(comparison, best)}."
+    fewest = f"the fewest {tables.COST_WORDS[comparison.cost]}"
+    return f"{_named(comparison, chosen)}: {fewest} {rule}."
 
 
 def _points(share: float) -> str:
