@@ -127,7 +127,7 @@ def heat_figure(found: Sensitivity) -> Figure:
             ygap=1,
             # Below the drawing, so that a phone's width is left to it.
             colorbar={
-                "title": {"text": "Accuracy, points to dense", "side": "top"},
+                "title": {"text": "Accuracy, points to dense", "side": "bottom"},
                 "orientation": "h",
                 "thickness": 14,
                 "y": 0,
