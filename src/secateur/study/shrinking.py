@@ -218,7 +218,6 @@ def _selected(job: Job, sparse: SparseSettings) -> Shrunk:
         job.finetune(pruned),
         (dense.macs, cost.macs),
         plan.given_back,
-        _block_notes(found),
         branches=_branches(found, subject.graph) if found.blocks else (),
     )
 
@@ -231,16 +230,6 @@ def _branches(found: Selected, graph: Graph) -> tuple[Branch, ...]:
     had = [Branch(n, n in gone, factor + 0.0, params[n]) for n, factor in found.blocks.items()]
     left = [Branch(name, False, reason=why) for name, why in found.left.items()]
     return (*had, *left)
-
-
-def _block_notes(found: Selected) -> tuple[str, ...]:
-    notes = []
-    if found.blocks:
-        names = ", ".join(block.name for block in found.gone) or "none"
-        notes.append(f"Residual branches gone: {names} (of {len(found.blocks)} with a factor).")
-    notes += [f"The residual branch of {name} had no factor: {why}." for name, why in
-              found.left.items()]  # fmt: skip
-    return tuple(notes)
 
 
 def _taught(job: Job, sparse: SparseSettings, plan: Plan | None) -> Subject:
