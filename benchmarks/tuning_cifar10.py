@@ -7,8 +7,8 @@ the best, and settings trained on the dense network and on proxies of several sp
 network has its run folder; a stopped run goes on, and the same command in another terminal joins
 as a second worker (start it once the first says "dense:"). Writes results/tuning-cifar10.md.
 
-The defaults are meant for two cores and an hour (about 110 minutes of processor time): 5,000
-images for training, as many for validation and for the test, 3 epochs each.
+The defaults are meant for two cores and an hour (54 minutes with two workers): 4,000 images for
+training, as many for validation and for the test, 3 epochs each.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tuning-cifar10"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=5000, help="of each split")
+    parser.add_argument("--images", type=int, default=4000, help="of each split")
     parser.add_argument("--train-epochs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3, help="of a trial")
     parser.add_argument("--trials", type=int, default=24)
