@@ -72,6 +72,7 @@ def config(asked: argparse.Namespace, name: str) -> TuneConfig:
         "search": {
             "trials": asked.trials,
             "space": {"lr": {"type": "log", "low": asked.low, "high": asked.high}},
+            "objective": {"metric": "pir"},
         },
         "top": asked.top,
         "retrain": {"epochs": asked.retrain_epochs},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from secateur.results import Quality
 from secateur.study.reading import parse
 from secateur.tuning import attempts
 from secateur.tuning.config import TuneConfig
-from secateur.tuning.objective import Objective
+from secateur.tuning.objective import QUALITY_METRICS, Objective, pir
 from secateur.tuning.run import tune_run
 from secateur.tuning.search import check_trained, saturated
 from secateur.tuning_results import Tried, Tuning, load_tuning, ranked
@@ -104,7 +105,8 @@ def test_a_trial_says_precision_pir_and_zeta_together(done: tuple[Tuning, Path])
     for one in tuning.tried:
         assert one.quality is not None
         assert one.zeta == pytest.approx(one.quality.precision / before)
-        assert one.value == one.pir == one.curve[-1]
+        assert one.pir == pir(before, one.quality.precision)
+        assert one.value == one.quality.precision == one.curve[-1]
         assert len(one.curve) == 2
 
 
@@ -252,8 +254,14 @@ def test_a_proxy_that_learns_nothing_is_said_with_what_to_try() -> None:
         SecateurError, match=r"no setting of 2 trains .*\(1 ended .* lower sparsity"
     ):
         check_trained(tried, Objective("pir"), quality)
-    with pytest.raises(SecateurError, match="no lower than before"):
-        check_trained(tried, Objective("loss"), quality)
+    better = Quality("validation", 10, 0.2, 0.0, 0.3, 0.2, 0.2, 0.2, 2.2)
+    grown = (dataclasses.replace(tried[0], quality=better, value=0.2, pir=0.1), tried[1])
+    for metric in QUALITY_METRICS:
+        with pytest.raises(SecateurError, match=f"{metric} is no better than before"):
+            check_trained(tried, Objective(metric), quality)
+        check_trained(grown, Objective(metric), quality)
+        with pytest.raises(SecateurError, match="no better than before"):
+            check_trained(grown, Objective(metric), better)
 
 
 def test_a_pir_that_tells_nothing_apart_is_said_with_what_to_try() -> None:

@@ -75,8 +75,9 @@ class Objective:
     """What is searched for.
 
     Attributes:
-        metric: "pir", "pir_tabulated", "accuracy", "precision", "recall", "f1" or "loss"; all
-            are maximised, only the loss is minimised.
+        metric: "precision", "pir", "pir_tabulated", "accuracy", "recall", "f1" or "loss"; all
+            are maximised, only the loss is minimised. Precision orders settings as the PIRs do
+            but knows no end, where they call all settings equal.
         at: the epoch that counts, from 1; or "last"; "best" of all; or "area", the area under the
             curve from before training to the last epoch, over the number of epochs.
         target: zeta_T of the two PIRs.
@@ -85,7 +86,7 @@ class Objective:
         InputError: a value breaks its rule.
     """
 
-    metric: str = "pir"
+    metric: str = "precision"
     at: int | str = "last"
     target: float = ZETA_TARGET
 
@@ -141,6 +142,13 @@ class Objective:
         if self.metric == "pir_tabulated":
             return pir_tabulated(before.precision, now.precision, self.target)
         return float(getattr(now, self.metric))
+
+    def learnt(self, before: Quality, now: Quality, value: float) -> bool:
+        """Tell whether a training has made the network any better in this metric."""
+        if self.metric in PIR_METRICS:
+            return value > 0
+        then, after = (float(getattr(one, self.metric)) for one in (before, now))
+        return after < then if self.metric == "loss" else after > then
 
     def value(self, before: Quality, curve: Sequence[Quality]) -> float:
         """Return what a finished training is worth.

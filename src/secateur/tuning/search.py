@@ -131,17 +131,13 @@ def check_trained(tried: tuple[Tried, ...], objective: Objective, before: Qualit
     Raises:
         SecateurError: says so, and what to try.
     """
-    learnt = [one for one in tried if one.state == "complete" and one.quality is not None]
-    if objective.metric == "loss":
-        learnt = [one for one in learnt if one.quality and one.quality.loss < before.loss]
-    else:
-        learnt = [one for one in learnt if one.value > 0]
-    if learnt:
+    done = [one for one in tried if one.state == "complete" and one.quality is not None]
+    if any(one.quality and objective.learnt(before, one.quality, one.value) for one in done):
         return
     diverged = sum(one.state == "diverged" for one in tried)
     raise SecateurError(
         f"no setting of {len(tried)} trains the proxy at all: every {objective.metric} is "
-        f"{'no lower than before training' if objective.metric == 'loss' else 'zero'} "
+        f"{'zero' if objective.metric in PIR_METRICS else 'no better than before training'} "
         f"({diverged} ended in a loss that is no number; precision before training "
         f"{before.precision:.4f}). Try a lower sparsity, more epochs per trial, other ranges in "
         "the space, or a dense network that is trained first"
