@@ -22,7 +22,7 @@ import yaml
 from studies import asked, study
 
 import secateur
-from secateur.compare import compare_run, dry_run
+from secateur.compare import compare_run, dry_run, making
 from secateur.compare import run as running
 from secateur.compare.bench import Made, Sealed, calibrating, set_up
 from secateur.compare.making import left, made_again, make, run_trial
@@ -338,6 +338,23 @@ def test_structures_go_in_rounds_beside_one_shot(tmp_path: Path) -> None:
         assert {epoch.phase for epoch in trial.history} <= {"finetune", "round 1", "round 2"}
 
 
+def test_trials_that_differ_in_training_alone_share_one_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, judged = making.judge_of, []
+
+    def counted(*given: Any) -> Any:
+        judge = real(*given)
+        return lambda plan: judged.append(plan) or judge(plan)
+
+    monkeypatch.setattr(making, "judge_of", counted)
+    asked = {"sparsities": [], "macs": [0.6], "criteria": ["l1"], "epochs": [0, 1]}
+    found = compare_run(study(tmp_path, **asked, scopes=["search"], search={"trials": 8}))
+    assert 0 < len(judged) <= 8
+    untrained, trained = found.trials
+    assert untrained.macs == trained.macs <= 0.6 * found.dense.size.macs
+
+
 def test_rounds_without_training_are_those_of_the_library(tmp_path: Path) -> None:
     config = study(
         tmp_path, criteria=["taylor"], sparsities=[0.5], scopes=["global"],
@@ -454,7 +471,8 @@ def test_a_dry_run_lists_and_estimates_and_leaves_nothing(tmp_path: Path) -> Non
     assert weights.least == weights.seconds
     asked_macs = {"sparsities": [], "macs": [0.5], "test": "none"}
     one = dry_run(study(tmp_path, **asked_macs))
-    many = dry_run(study(tmp_path, **asked_macs, scopes=["search"], search={"trials": 9}))
+    searched = {"scopes": ["search"], "search": {"trials": 9}}
+    many = dry_run(study(tmp_path, **asked_macs, **searched))
     more = many.seconds / many.per_image - one.seconds / one.per_image
     assert more == pytest.approx(2 * 9 * validation)
     assert set(tmp_path.iterdir()) == before

@@ -6,11 +6,12 @@ A bench knows train, calibration and validation images. Where its test images wo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -156,14 +157,17 @@ def kept_tensors(
     bench: Bench, key: list[Any], compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Return tensors from disk; made there first, by one process, where they are not."""
-    name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = bench.stage / SCORES / f"{name}.safetensors"
+    path = bench.stage / SCORES / f"{_named(key)}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
                 write_whole(path, lambda to: save_file(_loose(compute()), to))
     return load_file(path)
+
+
+def _named(key: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _loose(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,11 +192,18 @@ def training_of(bench: Bench, trial: Trial) -> Path:
     return bench.stage / TRAINING / str(trial.number)
 
 
-def searching(bench: Bench, trial: Trial) -> Path:
-    """Where a search of shares keeps its trials; they stay until the study ends."""
-    path = bench.stage / SEARCHES / f"{trial.number}.db"
+@contextlib.contextmanager
+def searching(bench: Bench, spec: Spec) -> Iterator[Path]:
+    """Where a search of shares keeps its divisions, until the study ends.
+
+    Trials that differ in their training alone share one search, one process at a time.
+    """
+    trial = spec.trial
+    key = [dataclasses.asdict(spec.rule), trial.target, trial.value, trial.seed]
+    path = bench.stage / SEARCHES / f"{_named(key)}.db"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    with FileLock(path.with_suffix(".lock")):
+        yield path
 
 
 def training_batches(bench: Bench, seed: int) -> DataLoader[Any]:

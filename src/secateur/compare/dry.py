@@ -61,13 +61,13 @@ def dry_run(config: CompareConfig, progress: Progress | None = None) -> DryRun:
         each = _seconds_per_image(bench)
     # Which setups will be on the frontier is not known; one trial then stands for them.
     tested = {"all": len(specs), "none": 0}.get(config.test, 1) / len(specs) * len(test)
-    scoring = _scoring(bench, specs)
+    shared = _scoring(bench, specs) + _searching(bench, specs)
     images = [_images(bench, spec) + tested for spec in specs]
     small = sum(n * _share(spec.trial) for n, spec in zip(images, specs, strict=True))
     return DryRun(
         tuple(said(spec.trial) for spec in specs),
-        (small + scoring) * each,
-        (sum(images) + scoring) * each,
+        (small + shared) * each,
+        (sum(images) + shared) * each,
         each,
     )
 
@@ -80,14 +80,18 @@ def _share(trial: Trial) -> float:
 
 
 def _images(bench: Bench, spec: Spec) -> float:
-    """Count the forward passes of one trial: searching, judging, training, mending."""
+    """Count the forward passes of one trial: judging, training, mending."""
     data, trial = bench.data, spec.trial
     epoch = TRAINING * len(data.train) + len(data.validation)
     mending = 0 if trial.recovery == "none" else SCORED * len(data.calibration)
-    judged = 1
-    if trial.scope == SEARCHED:
-        judged += (bench.config.search or ShareSearch()).trials
-    return judged * len(data.validation) + trial.epochs * epoch + mending
+    return len(data.validation) + trial.epochs * epoch + mending
+
+
+def _searching(bench: Bench, specs: Sequence[Spec]) -> float:
+    asked = ((one.rule.label, one.trial) for one in specs if one.trial.scope == SEARCHED)
+    searches = {(label, trial.target, trial.value, trial.seed) for label, trial in asked}
+    divisions = (bench.config.search or ShareSearch()).trials
+    return len(searches) * divisions * len(bench.data.validation)
 
 
 def _scoring(bench: Bench, specs: Sequence[Spec]) -> float:

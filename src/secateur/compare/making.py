@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import shutil
@@ -36,6 +37,7 @@ from secateur.recovery import recalibrate, recover
 from secateur.results import Epoch
 from secateur.study import stages, store
 from secateur.study.dividing import divided, judge_of
+from secateur.study.fields import SEARCHED
 from secateur.weight_masks import apply_masks, input_dims, lowest_masked, zero_masks
 
 
@@ -114,23 +116,24 @@ def make(bench: Bench, spec: Spec, *, recovered: bool = True) -> Made:
 def planned(bench: Bench, spec: Spec) -> Plan:
     """Choose the units of one trial."""
     config, trial = bench.config, spec.trial
-    target = {trial.target: trial.value}
-    return divided(
-        bench.subject.graph,
-        unit_scores(bench, spec),
-        target,
-        scope=trial.scope,
-        normalisation=scale_of(config, spec),
-        curves=bench.curves,
-        search=config.search,
-        accuracy=judge_of(bench.subject.model, judging_batches(bench)),
-        database=searching(bench, trial),
-        seed=trial.seed,
-        progress=bench.progress,
-        round_to=config.round_to,
-        protect=config.protect,
-        max_sparsity=config.max_sparsity,
-    )
+    searched = trial.scope == SEARCHED
+    with searching(bench, spec) if searched else contextlib.nullcontext() as database:
+        return divided(
+            bench.subject.graph,
+            unit_scores(bench, spec),
+            {trial.target: trial.value},
+            scope=trial.scope,
+            normalisation=scale_of(config, spec),
+            curves=bench.curves,
+            search=config.search,
+            accuracy=judge_of(bench.subject.model, judging_batches(bench)),
+            database=database,
+            seed=trial.seed,
+            progress=bench.progress,
+            round_to=config.round_to,
+            protect=config.protect,
+            max_sparsity=config.max_sparsity,
+        )
 
 
 def left(made: Made) -> int:
