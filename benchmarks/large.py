@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from peak import peak_bytes
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -65,7 +65,7 @@ def measure() -> dict[str, Any]:
             for name in ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
         },
         "notes": list(plan.notes),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gb": peak_bytes() / 1e9,
     }
 
 

@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak import peak_bytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -128,7 +128,7 @@ CUTS: dict[str, Callable[[nn.Module, Tensor, nn.Module], nn.Module]] = {
 
 def peak_mebibytes() -> float:
     """Return the largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_bytes() / 2**20
 
 
 def count_ops(case: str) -> int:

@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak import peak_bytes
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -116,7 +116,7 @@ def time_case(network: str, size: int, repeats: int) -> dict[str, Any]:
 
 
 def peak_mebibytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_bytes() / 2**20
 
 
 def memory_case(network: str, size: int, way: str) -> dict[str, float]:

@@ -187,6 +187,31 @@ def test_the_same_study_gives_the_same_bytes(comparison: Comparison) -> None:
     assert render_comparison(comparison) == render_comparison(comparison)
 
 
+def test_one_criterion_is_told_apart_by_what_varies() -> None:
+    trials = tuple(
+        dataclasses.replace(trial, criterion="l2", scope=scope, epochs=epochs)
+        for scope in ("local", "global")
+        for epochs in (0, 1)
+        for trial in made_up(names=1, sparsities=4, seeds=1).trials
+        if trial.quality is not None
+    )
+    comparison = dataclasses.replace(made_up(), trials=trials, chosen=None)
+    found = setups(trials)
+    pareto, curves = pareto_figure(comparison, found, "macs"), curves_figure(found, "sparsity")
+    assert pareto is not None
+    assert curves is not None
+    assert [trace["name"] for trace in pareto.spec["data"]] == [
+        "frontier", "local", "global", "dense"
+    ]  # fmt: skip
+    looks = {
+        trace["name"]: (trace["line"]["color"], trace["line"]["dash"])
+        for trace in curves.spec["data"]
+    }
+    assert len(looks) == len(set(looks.values())) == 4
+    assert len({color for color, _ in looks.values()}) == 2
+    assert curves.caption.startswith("One colour and marker for each scope. Dashes tell the epochs")
+
+
 def test_a_thousand_trials_stay_small(tmp_path: Path) -> None:
     large = made_up(names=10, sparsities=100, seeds=1)
     path = write_comparison(large, tmp_path / "report.html")

@@ -12,6 +12,17 @@ from networks import randomise
 from zoo.catalogue import CATALOGUE
 
 
+def need_memory(wanted: int) -> None:
+    """Skip where a proof's copies of a network do not fit: the system would kill the worker."""
+    table = Path("/proc/meminfo")
+    if not table.is_file():
+        return
+    found = [line.split() for line in table.read_text().splitlines()]
+    free = next(int(kilobytes) * 1024 for name, kilobytes, *_ in found if name == "MemAvailable:")
+    if free < wanted:
+        pytest.skip(f"needs {wanted / 1e9:.0f} GB of free memory, has {free / 1e9:.0f}")
+
+
 # Warnings of other libraries about themselves are none of ours.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.zoo
@@ -19,6 +30,7 @@ from zoo.catalogue import CATALOGUE
 def test_half_of_every_group_goes_exactly(name: str, tmp_path: Path) -> None:
     case = CATALOGUE[name]
     model = randomise(case.build().double().eval())
+    need_memory(3 * sum(p.nbytes for p in model.parameters()))
     proof = prove(
         model, case.inputs, tmp_path / "saved", larger=case.larger, more_seeds=(1, 2), budget=10
     )

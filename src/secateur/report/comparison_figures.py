@@ -31,12 +31,18 @@ SPOKEN = 8
 
 
 def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) -> Figure | None:
-    """Accuracy against one cost: the frontier joined by a line, what is dominated faint."""
+    """Accuracy against one cost: the frontier joined by a line, what is dominated faint.
+
+    Marks tell criteria apart, or the first thing that varies where there is one criterion alone.
+    """
     known = [setup for setup in setups if setup.cost(cost) is not None]
     if not known:
         return None
     shown = varying([setup.first for setup in known])
-    criteria = unique(setup.first.criterion for setup in known)
+    by, _ = _told_by(known)
+    kinds: dict[str, list[Setup]] = {}
+    for setup in known:
+        kinds.setdefault(said(setup.first, by), []).append(setup)
     figure = go.Figure()
     best = sorted((s for s in known if cost in s.frontiers), key=lambda s: float(s.cost(cost) or 0))
     figure.add_scatter(
@@ -47,11 +53,10 @@ def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) ->
         x=[_share(comparison, setup, cost) for setup in best],
         y=[100 * setup.accuracy for setup in best],
     )
-    for rank, criterion in enumerate(criteria):
-        mine = [setup for setup in known if setup.first.criterion == criterion]
+    for rank, (kind, mine) in enumerate(kinds.items()):
         on = [cost in setup.frontiers for setup in mine]
         figure.add_scatter(
-            name=safe(criterion),
+            name=safe(kind),
             mode="markers",
             marker={
                 "color": PALETTE[rank % len(PALETTE)],
@@ -88,7 +93,7 @@ def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) ->
             "rangemode": "tozero",
         },
         yaxis={"title": {"text": "Accuracy on validation"}, "ticksuffix": " %"},
-        showlegend=len(criteria) <= LEGEND_LINES,
+        showlegend=len(kinds) <= LEGEND_LINES,
         hovermode="closest",
         legend={"itemsizing": "constant"},
     )
@@ -107,6 +112,21 @@ def pareto_figure(comparison: Comparison, setups: Sequence[Setup], cost: str) ->
     title = f"Accuracy against {COST_WORDS[cost]}"
     drawn = finished(f"pareto-{cost}", title, caption, 500, figure)
     return dataclasses.replace(drawn, details=f"On the frontier: {spoken}{more}.")
+
+
+def _told_by(setups: Sequence[Setup]) -> tuple[str, tuple[str, ...]]:
+    """What colours and markers stand for, and what is left to dashes.
+
+    The criterion, or the first setting that varies where there is one criterion alone.
+    """
+    shown = varying([setup.first for setup in setups])
+    if shown and len({setup.first.criterion for setup in setups}) == 1:
+        return shown[0], shown[1:]
+    return "criterion", shown
+
+
+def _others(trial: Trial, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(said(trial, key) for key in keys)
 
 
 def curves_figure(
@@ -128,20 +148,22 @@ def curves_figure(
     lines: dict[tuple[Any, ...], list[Setup]] = {}
     for setup in mine:
         lines.setdefault(setup.first.line, []).append(setup)
-    criteria = unique(line[0] for line in lines)
-    rests = list(dict.fromkeys(line[1:] for line in lines))
+    by, others = _told_by(setups)
+    kinds = unique(said(members[0].first, by) for members in lines.values())
+    rests = list(dict.fromkeys(_others(members[0].first, others) for members in lines.values()))
     share = measure == "accuracy"
     figure = go.Figure()
-    for line, members in lines.items():
-        members = sorted(members, key=lambda setup: _gone(setup))
-        rank = criteria.index(line[0])
+    for unsorted in lines.values():
+        members = sorted(unsorted, key=lambda setup: _gone(setup))
+        first = members[0].first
+        rank, dash = kinds.index(said(first, by)), rests.index(_others(first, others))
         color = PALETTE[rank % len(PALETTE)]
         if mixed:
-            color = _between(members[0].first.share or 0.0)
+            color = _between(first.share or 0.0)
         figure.add_scatter(
             name=safe(_line_name(members[0], shown)),
             mode="lines+markers",
-            line={"color": color, "dash": DASHES[rests.index(line[1:]) % len(DASHES)]},
+            line={"color": color, "dash": DASHES[dash % len(DASHES)]},
             marker={"symbol": SYMBOLS[rank % len(SYMBOLS)], "size": 7},
             x=[100 * _gone(setup) for setup in members],
             y=[100 * setup.accuracy if share else finite(setup.loss) for setup in members],
@@ -170,11 +192,11 @@ def curves_figure(
         },
         showlegend=len(lines) <= LEGEND_LINES,
     )
-    caption = "One colour and marker for each criterion."
+    caption = f"One colour and marker for each {by}."
     if mixed:
         caption = "One line for each share (delta), from the first order alone to the second alone."
     if len(rests) > 1:
-        caption += f" Dashes tell the {', '.join(shown)} apart."
+        caption += f" Dashes tell the {', '.join(others)} apart."
     if share and any(len(setup.trials) > 1 for setup in mine):
         caption += " Bars reach from the least to the greatest accuracy over the seeds."
     if len(lines) > LEGEND_LINES:
