@@ -19,3 +19,8 @@ def peak_bytes() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_mebibytes() -> float:
+    """Return it in MiB."""
+    return peak_bytes() / 2**20

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak import peak_bytes
+from peak import peak_mebibytes
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -124,11 +124,6 @@ CUTS: dict[str, Callable[[nn.Module, Tensor, nn.Module], nn.Module]] = {
     "secateur": cut_secateur,
     "torch-pruning": cut_peer,
 }
-
-
-def peak_mebibytes() -> float:
-    """Return the largest resident size of this process so far."""
-    return peak_bytes() / 2**20
 
 
 def count_ops(case: str) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak import peak_bytes
+from peak import peak_mebibytes
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -113,10 +113,6 @@ def time_case(network: str, size: int, repeats: int) -> dict[str, Any]:
         for way, run in others.items():
             times[way].append(timed(run))
     return {way: statistics.median(found) for way, found in times.items()}
-
-
-def peak_mebibytes() -> float:
-    return peak_bytes() / 2**20
 
 
 def memory_case(network: str, size: int, way: str) -> dict[str, float]:

@@ -35,7 +35,7 @@ def bars() -> Progress:
 def show_result(result: Result, folder: Path) -> None:
     """Print the table of a run, its proof and where its report is."""
     from secateur.report import table
-    from secateur.report.summary import proof
+    from secateur.report.summary import proof_of
 
     console = Console()
     drawn = _table(result.title)
@@ -48,7 +48,7 @@ def show_result(result: Result, folder: Path) -> None:
             values = [value.partition(" (")[0] for value in values]
         drawn.add_row(row.label, *values)
     console.print(drawn)
-    _line(console, f"proof:  {proof(result.check, zeroed=bool(result.zeros))}")
+    _line(console, f"proof:  {proof_of(result)}")
     _line(console, f"report: {folder / 'report.html'}")
 
 

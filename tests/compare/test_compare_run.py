@@ -406,10 +406,10 @@ def test_weights_go_in_rounds_and_gradually(tmp_path: Path) -> None:
     assert [trial.error for trial in trials] == [""] * 6
     assert [len(trial.history) for trial in trials] == [2] * 6
     for study_of in (found, gradual):
-        if study_of.chosen is not None and study_of.changes is not None:
-            gone = sum(one.zeros for one in study_of.changes.zeros)
-            assert gone == study_of.dense.size.params - study_of.trials[study_of.chosen].params
-    assert gradual.changes is not None
+        assert study_of.chosen is not None
+        assert study_of.changes is not None
+        gone = sum(one.zeros for one in study_of.changes.zeros)
+        assert gone == study_of.dense.size.params - study_of.trials[study_of.chosen].params
     for value in (0.25, 0.5):
         left = {trial.params for trial in trials if trial.value == value}
         assert len(left) == 1, left

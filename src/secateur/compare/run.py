@@ -15,9 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.progress import Progress
+from torch import nn
 
 from secateur import comparison as records
-from secateur.compare.bench import Bench, set_up
+from secateur.compare.bench import Bench, Made, set_up
 from secateur.compare.config import CompareConfig, plain, to_yaml
 from secateur.compare.database import Database, add, close_database, open_database, recorded
 from secateur.compare.making import made_again
@@ -198,6 +199,11 @@ def _concluded(
     number = None if chosen is None else chosen.first.number
     # Where the chosen network is not measured on test, it is not looked at there either.
     side = (seen, "test") if number in tested else (bench, "validation")
+    facts = changes = None
+    if number is not None:
+        made = made_again(bench, specs[number])
+        facts = _facts(*side, folder, specs[number], made.model)
+        changes = _changes(bench, made, trials[number])
     return Comparison(
         title=f"{config.model.rpartition(':')[2]}: {len(trials)} networks compared",
         asked=plain(config),
@@ -211,8 +217,8 @@ def _concluded(
         cost=config.choose.cost,
         score=config.score or "",
         notes=tuple(bench.subject.graph.notes),
-        facts=None if number is None else _facts(*side, folder, specs[number]),
-        changes=None if number is None else _changes(bench, specs[number], trials[number]),
+        facts=facts,
+        changes=changes,
     )
 
 
@@ -250,13 +256,13 @@ def _own(bench: Bench, folder: Path, command: str = "") -> kept.Run:
     return kept.Run(folder, bench.config.data.batch_size, None, command)
 
 
-def _facts(bench: Bench, split: str, folder: Path, spec: Spec) -> Facts:
+def _facts(bench: Bench, split: str, folder: Path, spec: Spec, model: nn.Module) -> Facts:
     """Put the dense network and a trial's side by side, once."""
 
     def measure() -> str:
         found = facts_from(
             bench.subject.model,
-            made_again(bench, spec).model,
+            model,
             (_answered(bench, folder, split), _answered(bench, folder, split, spec)),
             bench.data.classes,
             bench.subject.example,
@@ -271,9 +277,8 @@ def _facts(bench: Bench, split: str, folder: Path, spec: Spec) -> Facts:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
 
 
-def _changes(bench: Bench, spec: Spec, trial: Trial) -> Changes:
+def _changes(bench: Bench, made: Made, trial: Trial) -> Changes:
     """Say what became of a trial's network, layer by layer."""
-    made = made_again(bench, spec)
     return Changes(
         widths=stages.widths(bench.subject.model, made.model),
         zeros=stages.zeros(made.masks or {}),

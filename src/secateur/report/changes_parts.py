@@ -34,7 +34,7 @@ def changes_sections(changes: Changes | None) -> tuple[Section, ...]:
         zeros_section(changes.zeros),
         widths_section(changes.widths, changes.zeros),
         training_section(changes.history),
-        *(() if changes.zeros else (kept_section(changes.pinned, changes.given_back),)),
+        kept_section(changes.pinned, changes.given_back, changes.zeros),
     )
 
 
@@ -61,16 +61,21 @@ def training_section(history: Sequence[Epoch]) -> Section:
     )
 
 
-def kept_section(pinned: Sequence[PinnedDim], given_back: Mapping[str, int]) -> Section:
-    """What stands against cutting."""
+def kept_section(
+    pinned: Sequence[PinnedDim], given_back: Mapping[str, int], zeros: Sequence[LayerZeros] = ()
+) -> Section:
+    """What stands against cutting; without content where single weights went."""
+    name, title = "kept", "Pinned and given back"
+    if zeros:
+        return Section(name, title)
     texts = []
     if not given_back:
         texts.append("Every unit that was marked for removal was removed.")
     if not pinned:
         texts.append("Nothing was pinned: every dimension could be cut.")
     return Section(
-        "kept",
-        "Pinned and given back",
+        name,
+        title,
         texts=tuple(texts),
         bullets=_reasons(pinned),
         tables=(

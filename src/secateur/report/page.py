@@ -18,7 +18,7 @@ from secateur.report.branches_parts import branches_section
 from secateur.report.changes_parts import kept_section, training_section, widths_section
 from secateur.report.main_table import main_table
 from secateur.report.parts import Section, Shown, has_content, with_rows
-from secateur.report.summary import Line, proof, summary
+from secateur.report.summary import Line, proof_of, summary
 from secateur.report.zeros_parts import zeros_section
 from secateur.results import Result
 
@@ -98,11 +98,11 @@ def _sections(result: Result) -> tuple[Section, ...]:
         widths_section(result.widths, result.zeros),
         training_section(result.history),
         *facts_parts.facts_sections(result.facts),
-        *(() if result.zeros else (kept_section(result.pinned, result.given_back),)),
+        kept_section(result.pinned, result.given_back, result.zeros),
         Section(
             "proof",
             "Proof",
-            texts=(proof(result.check, zeroed=bool(result.zeros)),),
+            texts=(proof_of(result),),
             tables=(Shown(tables.proof_table(result)),),
         ),
         Section("notes", "Notes", bullets=result.notes),

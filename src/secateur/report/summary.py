@@ -49,8 +49,13 @@ def summary(result: Result) -> tuple[Line, ...]:
         *((Line("Zeros", zeros),) if zeros else ()),
         *((Line("Branches", branches),) if branches else ()),
         Line("Size and speed", _size_and_speed(result)),
-        Line("Proof", proof(result.check, zeroed=bool(result.zeros))),
+        Line("Proof", proof_of(result)),
     )
+
+
+def proof_of(result: Result) -> str:
+    """The check of a run in one sentence."""
+    return proof(result.check, zeroed=bool(result.zeros))
 
 
 def proof(check: CheckRecord, *, zeroed: bool = False) -> str:
