@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.copies import copy_model, named_tensors
+from secateur.graph.copies import copy_model, named_tensors, replica
 from secateur.plan import Plan, Scale
 
 M = TypeVar("M", bound=nn.Module)
@@ -91,9 +91,7 @@ def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]], scales: Sequence[
             data = data.index_select(dim, _others(positions, data.shape[dim]).to(data.device))
         if not cuts and not scales:
             data = data.clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
-    return data
+        return replica(tensor, data)
 
 
 @functools.lru_cache(maxsize=512)

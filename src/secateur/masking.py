@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
-from secateur.graph.copies import copy_model, map_tensors, named_tensors
+from secateur.graph.copies import cloned, copy_model, map_tensors, named_tensors
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_attention
@@ -52,7 +52,7 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
         PlanError: the plan does not fit the model.
     """
     check_fit(model, plan)
-    masked: M = model if inplace else copy_model(model, lambda _, t: _clone(t))  # type: ignore[assignment]
+    masked: M = model if inplace else copy_model(model, lambda _, t: cloned(t))  # type: ignore[assignment]
     weights = dict(named_tensors(masked))
     with torch.no_grad():
         for name, dim in plan.consumers:
@@ -61,13 +61,6 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
     if plan.masks:
         masked.forward = _MaskedForward(masked, plan.masks)
     return masked
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
-    return data
 
 
 def _index(positions: Sequence[int], device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur.calibration import Batches, Loss, cross_entropy
 from secateur.criteria.elements import ELEMENTWISE, element_scores
 from secateur.errors import InputError, PlanError, unmatched
-from secateur.graph.copies import copy_model
+from secateur.graph.copies import cloned, copy_model
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -133,7 +133,7 @@ def sparsify(
         masks = {name: _runs(scores[name], dim, *shape) for name, dim in inputs.items()}
     else:
         masks = lowest_masked(scores, float(sparsity or 0), scope)
-    masked: M = model if inplace else copy_model(model, _cloned)  # type: ignore[assignment]
+    masked: M = model if inplace else copy_model(model, lambda _, t: cloned(t))  # type: ignore[assignment]
     apply_masks(masked, masks)
     return Sparse(
         model=masked,
@@ -331,10 +331,3 @@ def check_pattern(pattern: str) -> tuple[int, int]:
     if not (colon and keep.isdecimal() and run.isdecimal() and 0 < int(keep) < int(run)):
         raise InputError(f"pattern must be 'N:M' with 0 < N < M, but got {pattern!r}")
     return int(keep), int(run)
-
-
-def _cloned(name: str, tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
-    return data

@@ -19,6 +19,35 @@ def meta_like(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+def replica(tensor: Tensor, data: Tensor) -> Tensor:
+    """Return ``data`` as what ``tensor`` is: its class, attributes, gradients and memory format."""
+    made = _laid_out_like(tensor, data)
+    if isinstance(tensor, nn.Parameter):
+        kind = type(tensor)
+        plain = kind is nn.Parameter or type(data) is kind
+        made = nn.Parameter(made, requires_grad=False) if plain else made.as_subclass(kind)
+    if tensor.is_leaf and tensor.requires_grad:
+        made.requires_grad_()
+    held = getattr(tensor, "__dict__", None)
+    if held:
+        vars(made).update({key: _copy_value(value, {}) for key, value in held.items()})
+    return made
+
+
+def _laid_out_like(tensor: Tensor, data: Tensor) -> Tensor:
+    """Put the dimensions of ``data`` in memory in the order in which ``tensor`` has them."""
+    if tensor.layout is not torch.strided or data.dim() != tensor.dim() or 0 in tensor.stride():
+        return data
+    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], dim))
+    back = sorted(range(tensor.dim()), key=order.__getitem__)
+    return data.permute(order).contiguous().permute(back)
+
+
+def cloned(tensor: Tensor) -> Tensor:
+    """Return a copy of a parameter or buffer that shares no memory with it, without gradient."""
+    return replica(tensor, tensor.detach().clone())
+
+
 def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Copy ``model``, with ``replace(name, tensor)`` in place of every tensor it holds.
 

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import PlanError, VerificationError
 from secateur.graph import Graph
-from secateur.graph.copies import copy_model, map_tensors
+from secateur.graph.copies import cloned, copy_model, map_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_attention, run_model
 from secateur.sparse_training.blocks import Block, Blocks
@@ -310,16 +310,12 @@ def _outputs(model: nn.Module, example_inputs: Any, *, wide: bool = True) -> lis
 
 
 def _copied(model: M) -> M:
-    copied: M = copy_model(model, lambda _, tensor: _like(tensor, tensor.detach().clone()))  # type: ignore[assignment]
+    copied: M = copy_model(model, lambda _, tensor: cloned(tensor))  # type: ignore[assignment]
     return copied
 
 
 def _double(tensor: Tensor) -> Tensor:
     return in_precision(tensor, torch.float64)
-
-
-def _like(old: Tensor, new: Tensor) -> Tensor:
-    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _told(value: Any) -> str:
