@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.calibration import device_of
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import plain_operations, run_model
 from secateur.measure import evaluating
 
 
@@ -48,7 +48,7 @@ def counted_macs(model: nn.Module, inputs: Any) -> int:
     and attention, as Secateur's own count does.
     """
     counter = FlopCounterMode(display=False)
-    with evaluating(model), plain_attention(), counter:
+    with evaluating(model), plain_operations(), counter:
         run_model(model, inputs)
     return int(counter.get_total_flops()) // 2
 

@@ -23,7 +23,7 @@ from secateur.errors import PlanError
 from secateur.graph.copies import cloned, copy_model, map_tensors, named_tensors
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import PRODUCTS, family
-from secateur.graph.tracing import plain_attention
+from secateur.graph.tracing import plain_operations
 from secateur.plan import MaskPoint, Plan
 
 M = TypeVar("M", bound=nn.Module)
@@ -82,7 +82,7 @@ class _MaskedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         turns = Turns(self._module)
-        with plain_attention(), turns.follow(), _MaskMode(self._points, turns):
+        with plain_operations(), turns.follow(), _MaskMode(self._points, turns):
             result = self._forward(*args, **kwargs)
         return map_tensors(result, lambda t: _ForwardOnly.apply(t) if t.requires_grad else t)
 

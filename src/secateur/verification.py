@@ -13,7 +13,7 @@ from secateur.cutting import cut
 from secateur.errors import InputError
 from secateur.graph.copies import copy_model, map_tensors, named_tensors
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import check_inputs, plain_attention, run_model
+from secateur.graph.tracing import check_inputs, plain_operations, run_model
 from secateur.masking import mask
 from secateur.plan import Plan
 
@@ -108,7 +108,7 @@ def _prefer(exact: Tensor | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _outputs(network: nn.Module, inputs: Any, dtype: torch.dtype) -> list[Tensor]:
     fresh = map_tensors(inputs, torch.clone)
-    with torch.no_grad(), plain_attention(), _Precision(dtype):
+    with torch.no_grad(), plain_operations(), _Precision(dtype):
         return [tensor.detach() for tensor in tensor_leaves(run_model(network, fresh))]
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibration import Batches, Loss, losses
 from secateur.errors import InputError
-from secateur.graph.tracing import plain_attention
+from secateur.graph.tracing import plain_operations
 
 Vector = dict[str, Tensor]
 
@@ -41,7 +41,7 @@ def hessian_products(
     total = zeros(model)
     number = 0
     passes = losses(model, calibration, loss)
-    with plain_attention(), _Smooth(), closing(passes):
+    with plain_operations(), _Smooth(), closing(passes):
         for value in passes:
             number += 1
             weights: Vector = {n: p for n, p in model.named_parameters() if n in total}

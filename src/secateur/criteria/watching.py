@@ -31,7 +31,7 @@ from secateur.graph import Graph
 from secateur.graph.groups import Consumer
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import PRODUCTS, tensor_leaves
-from secateur.graph.tracing import plain_attention
+from secateur.graph.tracing import plain_operations
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def watching(model: nn.Module, mode: Operations) -> Iterator[None]:
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         mode.begin(tensor_leaves((args, kwargs)))
-        stack.enter_context(plain_attention())
+        stack.enter_context(plain_operations())
         if recurrent:
             stack.enter_context(_plain_recurrence())
         stack.enter_context(mode.turns.follow())

@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from secateur.graph import rules_layers, rules_lookup, rules_slices, rules_views
+from secateur.graph import (
+    rules_layers,
+    rules_lookup,
+    rules_sequences,
+    rules_slices,
+    rules_views,
+)
 from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
@@ -22,7 +28,7 @@ from secateur.graph.training import couple, train_only
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 
-_RULE_ROOMS = (rules_layers, rules_lookup, rules_slices, rules_views)
+_RULE_ROOMS = (rules_layers, rules_lookup, rules_sequences, rules_slices, rules_views)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from secateur.graph.axes import Axis, fixed, merge
 from secateur.graph.flow import Flow, refs_of, rule
 from secateur.graph.program import Call, Node, Ref
 from secateur.graph.rules_lookup import positions
+from secateur.graph.rules_sequences import padded_sizes
 
 
 @rule("add", "add_", "sub_", "mul_", "div_", "copy_", "masked_fill", "masked_fill_", "where",
@@ -367,8 +368,12 @@ def create(flow: Flow, node: Node) -> None:
         found = given[0] if given and isinstance(given[0], tuple) else given
         named = call.kwargs.get("size")
         found = named if isinstance(named, tuple) else found
-        if len(found) >= len(shape) and all(isinstance(v, int) for v in found[: len(shape)]):
-            sizes = tuple(found[: len(shape)])
+        if len(found) >= len(shape) and all(isinstance(v, (int, Ref)) for v in found[: len(shape)]):
+            sizes = tuple(
+                n if isinstance(v, Ref) else v for n, v in zip(shape, found, strict=False)
+            )
         if call.name == "one_hot":
             sizes = (*shape[:-1], classes(call))
+        if call.name == "_pad_packed_sequence":
+            sizes = padded_sizes(call, shape)
     flow.set(node, [flow.sized(node, n, s) for n, s in zip(shape, sizes, strict=True)])

@@ -23,7 +23,7 @@ _SHAPED_BY_TENSORS = frozenset(
         "adaptive_avg_pool2d adaptive_max_pool1d avg_pool1d max_pool1d interpolate",
         "__getitem__ __setitem__ softmax mean sum movedim moveaxis transpose permute lstm gru",
         "rnn_tanh rnn_relu lstm_cell gru_cell cosine_similarity normalize norm where",
-        "repeat_interleave prelu",
+        "repeat_interleave prelu _pad_packed_sequence",
     )
     for name in line.split()
 )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,10 +34,13 @@ Inputs = Any
 
 
 def run_model(model: nn.Module, example_inputs: Inputs) -> Any:
-    """Call ``model`` on a tensor, a tuple of arguments or a dict of keyword arguments."""
+    """Call ``model`` on a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    A packed sequence, which is a tuple, counts as one argument.
+    """
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
+    if isinstance(example_inputs, (tuple, list)) and not isinstance(example_inputs, PackedSequence):
         return model(*example_inputs)
     return model(example_inputs)
 
@@ -141,7 +145,7 @@ def _record(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_plain_attention())
+        stack.enter_context(plain_operations())
         if mode is not None:
             stack.enter_context(mode)
         elif way == "meta":
@@ -158,18 +162,31 @@ def _record(
 
 
 @contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Switch fused attention off, so that its parts are seen as plain operations."""
+def plain_operations() -> Iterator[None]:
+    """Switch fused attention and recurrence off, so that their parts are plain operations."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _PlainRecurrence():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-plain_attention = _plain_attention
+class _PlainRecurrence(TorchFunctionMode):
+    """Runs an LSTM without oneDNN, which computes a whole layer as one operation."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") != "lstm":
+            return func(*args, **(kwargs or {}))
+        used = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            torch._C._set_mkldnn_enabled(used)
 
 
 _EVAL_NORMS = frozenset({"aten.native_batch_norm", "aten.cudnn_batch_norm"})

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import plain_operations, run_model
 from secateur.recovery.running import evaluating, inputs_of
 
 
@@ -77,7 +77,7 @@ def recalibrate(model: nn.Module, calibration: Batches) -> int:
     with evaluating(model), _normalising_by_batch(norms, moments), torch.no_grad():
         for inputs in inputs_of(calibration):
             count += 1
-            with plain_attention():
+            with plain_operations():
                 run_model(model, to_device(inputs, device_of(model)))
     if not count:
         raise InputError("calibration must hold at least one batch, but it is empty")

@@ -19,7 +19,7 @@ from secateur.errors import InputError, PlanError, unknown_name
 from secateur.graph import Graph, trace
 from secateur.graph.copies import named_tensors
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import plain_operations, run_model
 from secateur.plan import Plan
 from secateur.progress import track
 from secateur.recovery.least_squares import solve_site
@@ -106,7 +106,7 @@ def recover(
     if not inputs:
         raise InputError("calibration must hold at least one batch, but it is empty")
     model: M = pruned if inplace else copy.deepcopy(pruned)
-    with evaluating(dense, model), torch.no_grad(), plain_attention():
+    with evaluating(dense, model), torch.no_grad(), plain_operations():
         if method == "recalibrate":
             return Recovered(model, (_recalibrated(dense, model, inputs, progress),), {})
         graph = trace(dense, to_device(inputs[0], device_of(dense)))

@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
 from secateur.graph import Graph
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import plain_operations, run_model
 from secateur.planning import make_plan
 from secateur.recovery.equations import Equations
 from secateur.recovery.least_squares import rows_of, slope_of
@@ -52,7 +52,7 @@ def reconstruction_scores(
     model = graph.model
     sums = {name: Equations() for name in readers}
     count = 0
-    with evaluating(model), torch.no_grad(), plain_attention():
+    with evaluating(model), torch.no_grad(), plain_operations():
         hooks = [
             model.get_submodule(site.name).register_forward_hook(_watch(sums[name]))
             for name, site in readers.items()

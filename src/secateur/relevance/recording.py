@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.errors import InputError
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import Ref, family, tensor_leaves
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import plain_operations, run_model
 
 # Their results steer the model's own code, so that another batch may take another way.
 _LOOKS_AT_VALUES = frozenset(
@@ -113,7 +113,7 @@ def record_steps(model: nn.Module, inputs: Any) -> Recording:
             or it returns no tensor.
     """
     recorder = _Recorder(model, inputs)
-    with torch.no_grad(), plain_attention(), recorder.turns.follow(), recorder:
+    with torch.no_grad(), plain_operations(), recorder.turns.follow(), recorder:
         outputs = run_model(model, inputs)
     return recorder.finish(outputs)
 

@@ -18,7 +18,7 @@ from secateur.errors import PlanError, VerificationError
 from secateur.graph import Graph
 from secateur.graph.copies import cloned, copy_model, map_tensors
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import plain_attention, run_model
+from secateur.graph.tracing import plain_operations, run_model
 from secateur.sparse_training.blocks import Block, Blocks
 from secateur.verification import in_precision, largest_error
 
@@ -202,7 +202,7 @@ def _watched(
         for path, module in modules.items()
     ]
     try:
-        with plain_attention():  # the fused way calls no module
+        with plain_operations():  # the fused way calls no module
             _outputs(model, example_inputs, wide=False)
     finally:
         for handle in handles:
