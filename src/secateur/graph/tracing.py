@@ -26,6 +26,7 @@ from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
 from secateur.graph.leftovers import forget
+from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
@@ -141,7 +142,7 @@ def _record(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # in train mode it refuses a single value a channel
     inputs = map_tensors(example_inputs, convert)
-    recorder = _Recorder(twin, inputs, shapes_only=way != "real")
+    recorder = _Recorder(twin, inputs, way)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
@@ -208,13 +209,32 @@ _RESHAPED_IN_PLACE = frozenset(
 _FROM_NUMBER = ("tensor", "as_tensor", "scalar_tensor")
 
 
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
+def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operation on tensors without values; one that keeps its input's shape by that alone.
+
+    PyTorch finds that shape by running the arithmetic on shapes: up to 10 ms each.
+    """
+    packet = str(func.overloadpacket)
+    if packet in _EVAL_NORMS and not args[5] and args[0].is_floating_point():
+        none = args[0].new_empty(0)
+        return torch.empty_like(args[0]), none, none
+    if packet in _ACTIVATIONS and args[0].is_floating_point():
+        return args[0] if packet.endswith("_") else torch.empty_like(args[0])
+    return func(*args, **kwargs)
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every ATen operation that runs while it is active."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, *, shapes_only: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, way: str) -> None:
         super().__init__()
         self.program = Program()
-        self.shapes_only = shapes_only
+        compute = {"meta": MetaResults(_compute).run, "fake": _compute, "real": _run}
+        self._run = compute[way]
         self.call: Call | None = None
         self._keys: dict[int, int] = {}
         self._kept: list[Tensor] = []
@@ -258,9 +278,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         packet = str(func.overloadpacket)
-        result = self._like_input(packet, args) if self.shapes_only else None
-        if result is None:
-            result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         if packet == "prim.device" or (packet == "aten.as_strided_" and self._same_layout(args)):
             return result
         refs = self.refs(args)
@@ -299,19 +317,6 @@ class _Recorder(TorchDispatchMode):
             and len(args) < 4
             and all(a == b for n, a, b in zip(size, tensor.stride(), stride, strict=True) if n != 1)
         )
-
-    @staticmethod
-    def _like_input(packet: str, args: tuple[Any, ...]) -> Any:
-        """Answer for operations that return the shape of their input, else None.
-
-        PyTorch finds that shape by running the arithmetic on shapes: up to 10 ms each.
-        """
-        if packet in _EVAL_NORMS and not args[5] and args[0].is_floating_point():
-            none = args[0].new_empty(0)
-            return torch.empty_like(args[0]), none, none
-        if packet in _ACTIVATIONS and args[0].is_floating_point():
-            return args[0] if packet.endswith("_") else torch.empty_like(args[0])
-        return None
 
     def made(self) -> list[weakref.ref[Tensor]]:
         """Return the tensors that operations of the pass gave."""
