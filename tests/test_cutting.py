@@ -10,8 +10,9 @@ from exactness import differences, snapshot
 from torch import Tensor, nn
 
 import secateur
-from secateur.cutting import declare_sizes, set_attributes
+from secateur.cutting import declare_sizes
 from secateur.errors import PlanError
+from secateur.graph.attributes import set_held
 from secateur.planning import make_plan
 
 
@@ -199,7 +200,7 @@ def test_a_plan_that_does_not_fit_changes_nothing(model: Net) -> None:
 def test_attributes_are_set_by_path() -> None:
     model = nn.Sequential(nn.Sequential(nn.LayerNorm(6), nn.Linear(3, 4)))
     model[0][1].sizes = [1, 2, 3]
-    set_attributes(model, {"0.0.normalized_shape[0]": 5, "0.1.out_features": 7, "0.1.sizes[2]": 9})
+    set_held(model, {"0.0.normalized_shape[0]": 5, "0.1.out_features": 7, "0.1.sizes[2]": 9})
     assert model[0][0].normalized_shape == (5,)
     assert model[0][1].out_features == 7
     assert model[0][1].sizes == [1, 2, 9]
@@ -208,7 +209,7 @@ def test_attributes_are_set_by_path() -> None:
 @pytest.mark.parametrize("path", ["nothing", "0.nothing", "0.a-b"])
 def test_attributes_that_are_not_there_are_refused(path: str) -> None:
     with pytest.raises(PlanError, match=f"plan sets '{path}'"):
-        set_attributes(nn.Sequential(nn.Linear(3, 4)), {path: 1})
+        set_held(nn.Sequential(nn.Linear(3, 4)), {path: 1})
 
 
 def test_declared_sizes_follow_the_tensors() -> None:

@@ -18,8 +18,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from secateur.cutting import declare_sizes, set_attributes
+from secateur.cutting import declare_sizes
 from secateur.errors import CheckpointError, InputError
+from secateur.graph.attributes import set_held
 from secateur.graph.copies import integer_attributes, named_tensors
 from secateur.structure import build, describe, import_object
 
@@ -155,7 +156,7 @@ def _rebuild(layout: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
                 if tensor is not None:
                     table[key] = made[id(tensor)]  # type: ignore[assignment]
     now = integer_attributes(model)
-    set_attributes(model, {p: v for p, v in layout["attributes"].items() if now.get(p) != v})
+    set_held(model, {p: v for p, v in layout["attributes"].items() if now.get(p) != v})
     declare_sizes(model)
     return model
 

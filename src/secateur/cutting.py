@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
-from secateur.graph.copies import copy_model, named_tensors, replica
+from secateur.graph.attributes import change_held, set_held
+from secateur.graph.copies import copy_model, every_tensor, replica
 from secateur.plan import Plan, Scale
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,11 +37,12 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     scales: dict[str, list[Scale]] = defaultdict(list)
     for scale in plan.scales:
         scales[scale.name].append(scale)
-    before = dict(named_tensors(model)) if plan.lengths else {}
+    before = dict(every_tensor(model)) if plan.lengths else {}
     if inplace:
+        given = list(every_tensor(model))  # an id is reused once its object is gone
         made = {
             id(tensor): _kept(tensor, plan.cuts.get(name, {}), scales.get(name, ()))
-            for name, tensor in named_tensors(model)
+            for name, tensor in given
             if name in plan.cuts or name in scales
         }
         for module in model.modules():
@@ -49,13 +50,14 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
                 for key, tensor in table.items():
                     if tensor is not None and id(tensor) in made:
                         table[key] = made[id(tensor)]  # type: ignore[assignment]
+        change_held(model, lambda _, value: made.get(id(value), value))
         pruned = model
     else:
         pruned = copy_model(
             model, lambda name, t: _kept(t, plan.cuts.get(name, {}), scales.get(name, ()))
         )  # type: ignore[assignment]
-    _shorten(before, dict(named_tensors(pruned)), plan)
-    set_attributes(pruned, plan.attributes)
+    _shorten(before, dict(every_tensor(pruned)), plan)
+    set_held(pruned, plan.attributes)
     declare_sizes(pruned)
     return pruned
 
@@ -66,7 +68,7 @@ def check_fit(model: nn.Module, plan: Plan) -> None:
     Raises:
         PlanError: names the first tensor that the plan does not fit.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in every_tensor(model)}
     for name, dims in plan.cuts.items():
         if name not in shapes:
             raise PlanError(f"plan cuts {name!r}, which the model does not have")
@@ -112,34 +114,6 @@ def _shorten(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Pl
             index = torch.tensor(stay, device=whole.device)
             old = torch.norm_except_dim(whole.index_select(dim, index), 2, dim)
             after[length].mul_(torch.norm_except_dim(part, 2, dim) / old)
-
-
-def set_attributes(model: nn.Module, values: Mapping[str, int]) -> None:
-    """Set integers in the model's attributes: "blocks.0.heads", "norm.shape[0]", "config.width"."""
-    for path, value in values.items():
-        owner_path, _, leaf = path.rpartition(".")
-        found = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", leaf)
-        if found is None:
-            raise PlanError(f"plan sets {path!r}, which is no attribute's path")
-        owner = _owner(model, owner_path)
-        name, index = found.group(1), found.group(2)
-        # A config may gain a size that its class leaves to be derived.
-        if not hasattr(owner, name) and not hasattr(owner, "to_dict"):
-            raise PlanError(f"plan sets {path!r}, which the model does not have")
-        if index is None:
-            setattr(owner, name, value)
-        else:
-            items = list(getattr(owner, name))
-            items[int(index)] = value
-            setattr(owner, name, type(getattr(owner, name))(items))
-
-
-def _owner(model: nn.Module, path: str) -> Any:
-    """Return the module, or the plain object that a module holds, at ``path``."""
-    owner: Any = model
-    for part in path.split(".") if path else ():
-        owner = getattr(owner, part, None)
-    return owner
 
 
 def declare_sizes(model: nn.Module) -> None:

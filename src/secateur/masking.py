@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
-from secateur.graph.copies import cloned, copy_model, map_tensors, named_tensors
+from secateur.graph.copies import cloned, copy_model, every_tensor, map_tensors
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_operations
@@ -53,7 +53,7 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
     """
     check_fit(model, plan)
     masked: M = model if inplace else copy_model(model, lambda _, t: cloned(t))  # type: ignore[assignment]
-    weights = dict(named_tensors(masked))
+    weights = dict(every_tensor(masked))
     with torch.no_grad():
         for name, dim in plan.consumers:
             weight = weights[name]

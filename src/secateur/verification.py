@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import cut
 from secateur.errors import InputError
-from secateur.graph.copies import copy_model, map_tensors, named_tensors
+from secateur.graph.copies import copy_model, every_tensor, map_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import check_inputs, plain_operations, run_model
 from secateur.masking import mask
@@ -92,7 +92,7 @@ def _unrounded(dense: nn.Module, plan: Plan) -> dict[str, Tensor]:
     names = {scale.name for scale in plan.scales} | {length for length, _, _ in plan.lengths}
     if not names:
         return {}
-    return {name: t.detach() for name, t in named_tensors(cut(dense, plan)) if name in names}
+    return {name: t.detach() for name, t in every_tensor(cut(dense, plan)) if name in names}
 
 
 def _prefer(exact: Tensor | None, tensor: Tensor, dtype: torch.dtype) -> Tensor:

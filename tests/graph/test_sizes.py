@@ -207,4 +207,4 @@ def test_rename_changes_dimensions_only() -> None:
 
 def test_show_is_readable() -> None:
     assert show(Apply("//", C, H)) == "(t7.size(1) // block.heads)"
-    assert show(Attr("pads", 2)) == "pads[2]"
+    assert show(Attr("pads[2]")) == "pads[2]"

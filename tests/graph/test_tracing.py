@@ -214,7 +214,7 @@ def test_shapes_and_attributes_carry_their_expressions() -> None:
     assert dims[0] == dims[1] == dims[2] != dims[3]
     assert isinstance(dims[0], Dim)
     assert (dims[0].dim, dims[3].dim) == (1, 3)  # type: ignore[union-attr]
-    assert [expr_of(value) for value in values[4:6]] == [Attr("width"), Attr("pads", 1)]
+    assert [expr_of(value) for value in values[4:6]] == [Attr("width"), Attr("pads[1]")]
     assert not any(isinstance(value, Sized) for value in values[6:])
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from secateur.allocation.limits import SLACK
 from secateur.criteria.combine import normalise
 from secateur.graph import Graph, Group
+from secateur.graph.attributes import owner_of
+from secateur.graph.copies import every_tensor
 
 SCOPES = ("local", "global", "isomorphic")
 
@@ -33,13 +35,15 @@ def classes(graph: Graph, scope: str, names: Sequence[str]) -> list[list[str]]:
     if scope == "local":
         return [[name] for name in names]
     found: dict[Structure, list[str]] = {}
-    modules = dict(graph.model.named_modules())
+    modules, tensors = dict(graph.model.named_modules()), dict(every_tensor(graph.model))
     for name in names:
-        found.setdefault(structure(graph.by_name[name], modules), []).append(name)
+        found.setdefault(structure(graph.by_name[name], modules, tensors), []).append(name)
     return list(found.values())
 
 
-def structure(group: Group, modules: Mapping[str, nn.Module]) -> Structure:
+def structure(
+    group: Group, modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> Structure:
     """Describe what a group is made of; equal for isomorphic groups, whatever their sizes.
 
     Its kind and, for every slot, the layer's type, the tensor's own name, the dimension, the rank,
@@ -47,13 +51,10 @@ def structure(group: Group, modules: Mapping[str, nn.Module]) -> Structure:
     """
     parts = []
     for slot in group.slots:
-        owner, _, leaf = slot.name.rpartition(".")
+        owner, leaf = owner_of(modules, slot.name)
         module = modules[owner]
-        kind = type(module)
-        rank = getattr(module, leaf).dim()
-        parts.append(
-            (f"{kind.__module__}.{kind.__qualname__}", leaf, slot.dim, rank, _ways(module))
-        )
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        parts.append((kind, leaf, slot.dim, tensors[slot.name].dim(), _ways(module)))
     return group.kind, tuple(sorted(parts))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.graph.attributes import change_held, held_values
 from secateur.graph.program import tensor_leaves
 from secateur.graph.sizes import Attr, Sized
 
@@ -52,17 +53,13 @@ def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn
     """Copy ``model``, with ``replace(name, tensor)`` in place of every tensor it holds.
 
     Parameters and buffers keep their registration and their ties; tensors that
-    modules hold as plain attributes come with an empty name.
+    modules hold as plain attributes come with their path.
     """
     memo: dict[int, Any] = {}
-    for name, tensor in named_tensors(model):
+    for name, tensor in every_tensor(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
     modules = list(model.modules())
-    for module in modules:
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = replace("", value)
     plain = [module for module in modules if _copies_plainly(module)]
     for module in plain:
         memo[id(module)] = type(module).__new__(type(module))
@@ -103,12 +100,14 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _ATOMS or (kind is tuple and all(type(v) in _ATOMS for v in value)):
         return value
-    if kind in (dict, OrderedDict, set, list) and not value:
-        return kind()
-    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
-        return kind((key, _copy_value(item, memo)) for key, item in value.items())
     if id(value) in memo:
         return memo[id(value)]
+    if kind in (dict, OrderedDict, set, list) and not value:
+        return memo.setdefault(id(value), kind())
+    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
+        made = memo.setdefault(id(value), kind())
+        made.update((key, _copy_value(item, memo)) for key, item in value.items())
+        return made
     try:
         return copy.deepcopy(value, memo)
     except TypeError as error:
@@ -129,47 +128,45 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return copy.deepcopy(value, memo)
 
 
+def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the path and tensor of every tensor held as a plain attribute, each once.
+
+    Parameters and buffers that lie in attributes, too, are none of them.
+    """
+    seen = {id(tensor) for _, tensor in named_tensors(model)}
+    for path, value in held_values(model):
+        if isinstance(value, Tensor) and id(value) not in seen:
+            seen.add(id(value))
+            yield path, value
+
+
+def every_tensor(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and tensor of every parameter and buffer, then those of plain attributes."""
+    yield from named_tensors(model)
+    yield from held_tensors(model)
+
+
 def integer_attributes(model: nn.Module) -> dict[str, int]:
-    """Return every integer in the modules' own attributes, by path."""
-    found: dict[str, int] = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            path = f"{name}.{key}" if name else key
-            if key in _MACHINERY:
-                continue
-            if type(value) is int:
-                found[path] = value
-            elif type(value) in (tuple, list) and all(type(v) is int for v in value):
-                found.update({f"{path}[{i}]": v for i, v in enumerate(value)})
-    return found
+    """Return every integer that modules hold as plain attributes, by path."""
+    return {path: value for path, value in held_values(model) if type(value) is int}
 
 
-def plant_sizes(model: nn.Module) -> dict[str, int]:
-    """Replace the integers in every module's attributes by :class:`Sized` ones.
+def plant_sizes(model: nn.Module, *, but: Iterable[int] = ()) -> dict[str, int]:
+    """Replace the integers that modules hold as plain attributes by :class:`Sized` ones.
 
-    Returns the values by path. Booleans and the module machinery's own
-    attributes stay; so do numbers below 1, which size nothing.
+    Booleans stay, and so do numbers below 1, which size nothing, and what lies in objects
+    whose ids are in ``but``.
+
+    Returns:
+        The values by path.
     """
     planted: dict[str, int] = {}
 
     def sized(path: str, value: Any) -> Any:
-        if type(value) is int and value >= 1:
-            planted[path] = value
-            return Sized(value, Attr(path))
-        if type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-            for i, v in enumerate(value):
-                planted[f"{path}[{i}]"] = v
-            return type(value)(
-                Sized(v, Attr(path, i)) if v >= 1 else v for i, v in enumerate(value)
-            )
-        return value
+        if isinstance(value, Tensor) or value < 1:
+            return value
+        planted[path] = value
+        return Sized(value, Attr(path))
 
-    for name, module in model.named_modules():
-        held = vars(module)
-        for key, value in list(held.items()):
-            if key not in _MACHINERY:
-                held[key] = sized(f"{name}.{key}" if name else key, value)
+    change_held(model, sized, but=but)
     return planted
-
-
-_MACHINERY = frozenset(vars(nn.Module())) | {"training"}

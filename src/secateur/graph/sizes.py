@@ -31,13 +31,12 @@ class Dim:
 
 @dataclass(frozen=True)
 class Attr:
-    """An integer held by the model: ``path`` leads to it, ``index`` into a tuple or list."""
+    """An integer held by the model: ``path`` leads to it, see :mod:`secateur.graph.attributes`."""
 
     path: str
-    index: int | None = None
 
     def __str__(self) -> str:
-        return self.path if self.index is None else f"{self.path}[{self.index}]"
+        return self.path
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
-from secateur.graph.copies import copy_model, map_tensors, meta_like, named_tensors, plant_sizes
+from secateur.graph.attributes import held_containers
+from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_like, plant_sizes
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
@@ -142,7 +143,7 @@ def _record(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # in train mode it refuses a single value a channel
     inputs = map_tensors(example_inputs, convert)
-    recorder = _Recorder(twin, inputs, way)
+    recorder = _Recorder(twin, inputs, way, held_containers(model))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
@@ -230,7 +231,7 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 class _Recorder(TorchDispatchMode):
     """Writes down every ATen operation that runs while it is active."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, way: str) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, way: str, shared: Iterable[int]) -> None:
         super().__init__()
         self.program = Program()
         compute = {"meta": MetaResults(_compute).run, "fake": _compute, "real": _run}
@@ -244,9 +245,9 @@ class _Recorder(TorchDispatchMode):
         first = self.program.tensors[0].shape
         self.program.batch = first[0] if first else 1
         parameters = {id(p) for p in model.parameters()}
-        for name, tensor in named_tensors(model):
+        for name, tensor in every_tensor(model):
             self.key(tensor, "parameter" if id(tensor) in parameters else "buffer", name)
-        self.program.attributes = plant_sizes(model)
+        self.program.attributes = plant_sizes(model, but=shared)
 
     def key(self, tensor: Tensor, kind: str = "constant", name: str = "") -> int:
         """Return the number of ``tensor``; a tensor not seen before gets one."""

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateur.errors import InputError
 from secateur.graph import Graph, Group, Slot, trace
+from secateur.graph.attributes import owner_of
 from secateur.models import load_inputs, load_model
 from secateur.study.stages import EXAMPLES, build
 
@@ -134,10 +135,11 @@ def _group(graph: Graph, group: Group) -> dict[str, Any]:
 
 def _side(model: nn.Module, slot: Slot) -> tuple[str, bool] | None:
     """Return the module whose weight holds the slot, and whether it makes the units there."""
-    owner, _, name = slot.name.rpartition(".")
-    module = model.get_submodule(owner)
-    tensor = getattr(module, name)
-    if tensor.ndim < 2:
+    modules = dict(model.named_modules())
+    owner, name = owner_of(modules, slot.name)
+    module = modules[owner]
+    tensor = module._parameters.get(name, module._buffers.get(name))
+    if tensor is None or tensor.ndim < 2:
         return None
     makes = 1 if isinstance(module, _ConvTransposeNd | nn.Embedding) else 0
     return owner or name, slot.dim == makes
