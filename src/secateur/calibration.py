@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from secateur.errors import InputError
 from secateur.graph.copies import map_tensors
+from secateur.graph.normal_mode import normal_tensor
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
 from secateur.progress import track
@@ -263,7 +264,7 @@ def device_of(model: nn.Module) -> torch.device:
 def to_device(value: Any, device: torch.device) -> Any:
     """Move every tensor in nested containers."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return normal_tensor(value.to(device))
     if isinstance(value, dict):
         return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

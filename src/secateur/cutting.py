@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from secateur.errors import PlanError
 from secateur.graph.attributes import change_held, set_held
 from secateur.graph.copies import copy_model, every_tensor, replica
+from secateur.graph.normal_mode import normal_mode
 from secateur.plan import Plan, Scale
 
 M = TypeVar("M", bound=nn.Module)
 
 
+@normal_mode()
 def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
     """Remove the units of ``plan`` from the network.
 

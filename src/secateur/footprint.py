@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.calibration import device_of
+from secateur.graph.normal_mode import in_normal_mode
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_operations, run_model
 from secateur.measure import evaluating
@@ -61,6 +62,7 @@ class _Living(TorchDispatchMode):
         self.now = self.peak = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
+    @in_normal_mode
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
-from secateur.graph.copies import cloned, copy_model, every_tensor, map_tensors
+from secateur.graph.copies import clone_model, every_tensor, map_tensors
 from secateur.graph.modules import Address, Turns, where_is
+from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.program import PRODUCTS, family
 from secateur.graph.tracing import plain_operations
 from secateur.plan import MaskPoint, Plan
@@ -40,6 +41,7 @@ _KEEPS_SHAPE = frozenset(
 _CHOICES = ("aten.topk", "aten.argmax", "aten.argmin")
 
 
+@normal_mode()
 def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
     """Return the network with the units of ``plan`` masked.
 
@@ -52,7 +54,7 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
         PlanError: the plan does not fit the model.
     """
     check_fit(model, plan)
-    masked: M = model if inplace else copy_model(model, lambda _, t: cloned(t))  # type: ignore[assignment]
+    masked: M = model if inplace else clone_model(model)
     weights = dict(every_tensor(masked))
     with torch.no_grad():
         for name, dim in plan.consumers:
@@ -113,6 +115,7 @@ class _MaskMode(TorchDispatchMode):
             self._points[point.op, point.module, point.turn].append(point)
         self._watched = {point.op for point in points}
 
+    @in_normal_mode
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

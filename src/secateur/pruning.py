@@ -24,6 +24,7 @@ from secateur.criteria.combine import check_aggregation
 from secateur.cutting import cut
 from secateur.errors import VerificationError
 from secateur.graph import trace
+from secateur.graph.normal_mode import normal_mode
 from secateur.latency import Timing
 from secateur.plan import Plan
 from secateur.verification import Check, verify
@@ -40,6 +41,7 @@ class Pruned(Generic[M]):
     check: Check
 
 
+@normal_mode()
 def prune(
     model: M,
     example_inputs: Any,

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.cutting import cut
 from secateur.errors import InputError
 from secateur.graph.copies import copy_model, every_tensor, map_tensors
+from secateur.graph.normal_mode import normal_mode
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import check_inputs, plain_operations, run_model
 from secateur.masking import mask
@@ -41,6 +42,7 @@ class Check:
     dtype: str
 
 
+@normal_mode()
 def verify(
     model: nn.Module,
     pruned: nn.Module,

@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur.calibration import Batches, Loss, cross_entropy
 from secateur.criteria.elements import ELEMENTWISE, element_scores
 from secateur.errors import InputError, PlanError, unmatched
-from secateur.graph.copies import cloned, copy_model
+from secateur.graph.copies import clone_model
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -133,7 +133,7 @@ def sparsify(
         masks = {name: _runs(scores[name], dim, *shape) for name, dim in inputs.items()}
     else:
         masks = lowest_masked(scores, float(sparsity or 0), scope)
-    masked: M = model if inplace else copy_model(model, lambda _, t: cloned(t))  # type: ignore[assignment]
+    masked: M = model if inplace else clone_model(model)
     apply_masks(masked, masks)
     return Sparse(
         model=masked,

@@ -17,6 +17,8 @@ from secateur.calibration import Batches, Loss, cross_entropy, seeded, untouched
 from secateur.criteria.combine import check_aggregation, check_normalisation, normalise
 from secateur.errors import InputError, unknown_name
 from secateur.graph import Graph
+from secateur.graph.copies import clone_model
+from secateur.graph.normal_mode import normal_mode
 from secateur.registry import Registry
 
 
@@ -100,6 +102,7 @@ def criterion(
     return add
 
 
+@normal_mode()
 def score(
     graph: Graph,
     criterion: str | Criterion,
@@ -140,6 +143,8 @@ def score(
     check_normalisation(normalisation)
     if rule.needs_calibration and calibration is None:
         raise InputError(f"criterion {rule.name!r} needs calibration batches, but got none")
+    if any(parameter.is_inference() for parameter in graph.model.parameters()):
+        graph = dataclasses.replace(graph, model=clone_model(graph.model))
     batches = watched(calibration, f"Scoring by {rule.name}", progress)
     context = Context(batches, loss, seed, aggregation, graph.example_inputs)
     with seeded(graph.model, seed), untouched(graph.model):

@@ -30,6 +30,7 @@ from secateur.errors import InputError
 from secateur.graph import Graph
 from secateur.graph.groups import Consumer
 from secateur.graph.modules import Address, Turns, where_is
+from secateur.graph.normal_mode import in_normal_mode
 from secateur.graph.program import PRODUCTS, tensor_leaves
 from secateur.graph.tracing import plain_operations
 
@@ -179,6 +180,7 @@ class Operations(TorchDispatchMode):
     def settle(self) -> None:
         """Use what autograd added to the last result after ``meet`` saw it."""
 
+    @in_normal_mode
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

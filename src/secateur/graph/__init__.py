@@ -22,6 +22,7 @@ from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
+from secateur.graph.normal_mode import normal_mode
 from secateur.graph.program import Program
 from secateur.graph.tracing import record
 from secateur.graph.training import couple, train_only
@@ -99,6 +100,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@normal_mode()
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """Trace ``model`` and find what must be cut together.
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from secateur.graph.attributes import change_held, held_values
 from secateur.graph.program import tensor_leaves
 from secateur.graph.sizes import Attr, Sized
+
+M = TypeVar("M", bound=nn.Module)
+
+Replace: TypeAlias = Callable[[str, Tensor], Tensor]
+"""From the name and the tensor of a model to the tensor of its copy."""
 
 
 def meta_like(tensor: Tensor) -> Tensor:
@@ -49,26 +55,50 @@ def cloned(tensor: Tensor) -> Tensor:
     return replica(tensor, tensor.detach().clone())
 
 
-def copy_model(model: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
+def copy_model(model: nn.Module, replace: Replace) -> nn.Module:
     """Copy ``model``, with ``replace(name, tensor)`` in place of every tensor it holds.
 
-    Parameters and buffers keep their registration and their ties; tensors that
-    modules hold as plain attributes come with their path.
+    Parameters and buffers keep their registration and their ties; tensors that modules hold as
+    plain attributes come with their path, those in sets and foreign objects with an empty name.
     """
     memo: dict[int, Any] = {}
     for name, tensor in every_tensor(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
-    modules = list(model.modules())
-    plain = [module for module in modules if _copies_plainly(module)]
+    plain = [module for module in model.modules() if _copies_plainly(module)]
     for module in plain:
         memo[id(module)] = type(module).__new__(type(module))
-    for module in plain:
-        held = vars(memo[id(module)])
-        for key, value in vars(module).items():
-            if key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
-                held[key] = _copy_value(value, memo)
-    return copy.deepcopy(model, memo)
+    with _HeldTensors(replace):
+        for module in plain:
+            held = vars(memo[id(module)])
+            for key, value in vars(module).items():
+                if key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
+                    held[key] = _copy_value(value, memo)
+        return copy.deepcopy(model, memo)
+
+
+class _HeldTensors(TorchFunctionMode):
+    """Replaces the tensors that a deep copy meets, results of a past pass among them."""
+
+    def __init__(self, replace: Replace) -> None:
+        super().__init__()
+        self._replace = replace
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self._replace("", tensor)
+        return memo[id(tensor)]
+
+
+def clone_model(model: M) -> M:
+    """Copy ``model`` as it is, without gradients and without the history of held tensors."""
+    copied: M = copy_model(model, lambda _, tensor: cloned(tensor))  # type: ignore[assignment]
+    return copied
 
 
 def _copies_plainly(module: nn.Module) -> bool:

@@ -29,6 +29,7 @@ from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_li
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
+from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
 
@@ -81,6 +82,7 @@ def _check_code(model: nn.Module) -> None:
             )
 
 
+@normal_mode()
 def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) -> Program:
     """Trace one eval-mode forward pass of ``model``.
 
@@ -169,7 +171,7 @@ def plain_operations() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _PlainRecurrence():
+        with sdpa_kernel(SDPBackend.MATH), _PlainRecurrence(), _PlainAttention():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -189,6 +191,21 @@ class _PlainRecurrence(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         finally:
             torch._C._set_mkldnn_enabled(used)
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Overrides the kernel that the network's own code chooses for an attention."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") not in _ATTENTIONS:
+            return func(*args, **(kwargs or {}))
+        with sdpa_kernel(SDPBackend.MATH):
+            return func(*args, **(kwargs or {}))
+
+
+_ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
 _EVAL_NORMS = frozenset({"aten.native_batch_norm", "aten.cudnn_batch_norm"})
@@ -274,6 +291,7 @@ class _Recorder(TorchDispatchMode):
             return slice(self.refs(value.start), self.refs(value.stop), self.refs(value.step))
         return value
 
+    @in_normal_mode
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

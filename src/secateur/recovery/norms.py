@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
+from secateur.graph.normal_mode import normal_mode
 from secateur.graph.tracing import plain_operations, run_model
 from secateur.recovery.running import evaluating, inputs_of
 
@@ -56,6 +57,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+@normal_mode()
 def recalibrate(model: nn.Module, calibration: Batches) -> int:
     """Recompute the running mean and variance of every batch norm, in place.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from secateur.calibration import Batches, device_of, to_device
 from secateur.cutting import check_fit
 from secateur.errors import InputError, PlanError, unknown_name
 from secateur.graph import Graph, trace
-from secateur.graph.copies import named_tensors
+from secateur.graph.copies import clone_model, named_tensors
+from secateur.graph.normal_mode import normal_mode
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_operations, run_model
 from secateur.plan import Plan
@@ -52,6 +52,7 @@ class Recovered(Generic[M]):
     left: dict[str, str]
 
 
+@normal_mode()
 def recover(
     dense: nn.Module,
     pruned: M,
@@ -105,7 +106,7 @@ def recover(
     inputs = list(inputs_of(calibration))
     if not inputs:
         raise InputError("calibration must hold at least one batch, but it is empty")
-    model: M = pruned if inplace else copy.deepcopy(pruned)
+    model: M = pruned if inplace else clone_model(pruned)
     with evaluating(dense, model), torch.no_grad(), plain_operations():
         if method == "recalibrate":
             return Recovered(model, (_recalibrated(dense, model, inputs, progress),), {})

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.calibration import Batches, pair_of
 from secateur.graph.modules import Turns
+from secateur.graph.normal_mode import in_normal_mode
 from secateur.recovery.lockstep import Arguments, Stopped
 from secateur.recovery.sites import Site, Skip
 
@@ -36,6 +37,7 @@ class _Watch(TorchDispatchMode):
         self._turns = turns
         self._caught = caught
 
+    @in_normal_mode
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError
 from secateur.graph.modules import Address, Turns, where_is
+from secateur.graph.normal_mode import in_normal_mode
 from secateur.graph.program import Ref, family, tensor_leaves
 from secateur.graph.tracing import plain_operations, run_model
 
@@ -167,6 +168,7 @@ class _Recorder(TorchDispatchMode):
             return tuple(self._refs(item) for item in value)
         return value
 
+    @in_normal_mode
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

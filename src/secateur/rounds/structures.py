@@ -29,7 +29,7 @@ from secateur.cutting import cut
 from secateur.errors import InputError, VerificationError
 from secateur.finetune import finetune
 from secateur.graph import Graph, trace
-from secateur.graph.copies import cloned, copy_model
+from secateur.graph.copies import clone_model
 from secateur.plan import Plan
 from secateur.planning import make_plan
 from secateur.rounds import state
@@ -251,7 +251,7 @@ def _prove(before: nn.Module, after: nn.Module, plan: Plan, example_inputs: Any)
 
 def _rewound(model: M, weights: Mapping[str, Tensor], plans: Sequence[Plan]) -> M:
     """Return the network of early weights after all cuts."""
-    now: M = copy_model(model, lambda _, tensor: cloned(tensor))  # type: ignore[assignment]
+    now: M = clone_model(model)
     now.load_state_dict(dict(weights))
     for plan in plans:
         now = cut(now, plan)

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.errors import PlanError, VerificationError
 from secateur.graph import Graph
-from secateur.graph.copies import cloned, copy_model, map_tensors
+from secateur.graph.copies import clone_model, copy_model, map_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import plain_operations, run_model
 from secateur.sparse_training.blocks import Block, Blocks
@@ -111,7 +111,7 @@ def remove_blocks(
         VerificationError: the network does not compute what it computes with the branches' last
             layers at zero.
     """
-    changed: M = model if inplace else _copied(model)
+    changed: M = model if inplace else clone_model(model)
     stands = _stand_ins(model, blocks, example_inputs)
     expected = _outputs(_silenced(model, blocks), example_inputs)
     trial = copy_model(model, lambda _, tensor: _double(tensor))
@@ -307,11 +307,6 @@ def _outputs(model: nn.Module, example_inputs: Any, *, wide: bool = True) -> lis
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _copied(model: M) -> M:
-    copied: M = copy_model(model, lambda _, tensor: cloned(tensor))  # type: ignore[assignment]
-    return copied
 
 
 def _double(tensor: Tensor) -> Tensor:
