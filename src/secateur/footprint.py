@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.calibration import device_of
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.normal_mode import in_normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import plain_operations, run_model
+from secateur.graph.tracing import run_model
 from secateur.measure import evaluating
 
 
@@ -54,7 +55,7 @@ def counted_macs(model: nn.Module, inputs: Any) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-class _Living(TorchDispatchMode):
+class _Living(DispatchMode):
     """Adds up the bytes of the storages that operations return, as long as they live."""
 
     def __init__(self, known: list[Tensor]) -> None:

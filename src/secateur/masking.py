@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import check_fit
 from secateur.errors import PlanError
 from secateur.graph.copies import clone_model, every_tensor, map_tensors
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import PRODUCTS, family
-from secateur.graph.tracing import plain_operations
 from secateur.plan import MaskPoint, Plan
 
 M = TypeVar("M", bound=nn.Module)
@@ -104,7 +104,7 @@ class _ForwardOnly(torch.autograd.Function):
         )
 
 
-class _MaskMode(TorchDispatchMode):
+class _MaskMode(DispatchMode):
     """Applies the mask points as their operations come by."""
 
     def __init__(self, points: Sequence[MaskPoint], turns: Turns) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.cutting import cut
 from secateur.errors import InputError
 from secateur.graph.copies import copy_model, every_tensor, map_tensors
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.normal_mode import normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import check_inputs, plain_operations, run_model
+from secateur.graph.tracing import check_inputs, run_model
 from secateur.masking import mask
 from secateur.plan import Plan
 
@@ -153,7 +154,7 @@ def largest_error(result: list[Tensor], reference: list[Tensor]) -> float:
     return worst
 
 
-class _Precision(TorchDispatchMode):
+class _Precision(DispatchMode):
     """Keeps a network in ``dtype`` where its own code casts to a narrower one."""
 
     def __init__(self, dtype: torch.dtype) -> None:

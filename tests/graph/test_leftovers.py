@@ -6,6 +6,7 @@ it computes after a trace is compared with a copy of the same code that was neve
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import sys
@@ -76,7 +77,14 @@ def index(n):
         LIST.append({MADE})
     return LIST[0]
 """
+MANY = f"""
+def index(n):
+    for k in range(50):
+        KEPT.setdefault((int(n), k), {MADE})
+    return KEPT[int(n), 0]
+"""
 CACHES = {
+    "many": MANY,
     "function": FUNCTION.format(size=10),
     "unbounded": FUNCTION.format(size=None),
     "pair": PAIR,
@@ -216,3 +224,42 @@ def test_nothing_is_looked_for_where_nothing_is_left(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(leftovers, "_empty_functions", fail)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     assert secateur.trace(net, EXAMPLE).groups
+
+
+def test_all_objects_are_read_a_fixed_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is left, and however much: one reading takes a tenth of a second and more."""
+
+    class Cycle(Exception):
+        """Keeps the frames of the whole trace until it is collected, as an import may."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(30))
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                raise Cycle
+            except Cycle as error:
+                kept = error  # a frame that holds its own exception is a circle
+            for layer in self.layers:
+                x = layer(x)
+            assert kept
+            return x
+
+    read: list[int] = []
+    referrers, collect = gc.get_referrers, gc.collect
+    monkeypatch.setattr(gc, "get_referrers", lambda *of: read.append(len(of)) or referrers(*of))
+    monkeypatch.setattr(gc, "collect", lambda *args: read.append(0) or collect(*args))
+    assert secateur.trace(Net().eval(), EXAMPLE).groups
+    assert read == [0]
+    read.clear()
+    code = module(MANY)
+    with torch.no_grad():
+        before = build(code)(EXAMPLE)
+    code.KEPT.clear()
+    net = build(code)
+    secateur.trace(net, EXAMPLE)
+    assert len(read) < 10
+    with torch.no_grad():
+        assert torch.equal(net(EXAMPLE), before)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibration import Batches, Loss, losses
 from secateur.errors import InputError
-from secateur.graph.tracing import plain_operations
+from secateur.graph.process_settings import plain_operations
 
 Vector = dict[str, Tensor]
 

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.calibration import Batches, Loss, gradients, passes
 from secateur.criteria.contractions import CONVOLUTION, Weight, Weights, contracted, wide
 from secateur.errors import InputError
 from secateur.graph import Graph
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.groups import Consumer
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.normal_mode import in_normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import PRODUCTS, tensor_leaves
-from secateur.graph.tracing import plain_operations
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def watch(
             watcher.met.clear()
 
 
-class Operations(TorchDispatchMode):
+class Operations(DispatchMode):
     """Tells where each operation of a forward pass stands and hands it to ``meet``."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -4,6 +4,9 @@ Code may keep what it computes from sizes alone, by ``functools.lru_cache`` or i
 index of relative positions, say. If its first run is the trace, what it keeps has no values, and
 every later run reads memory that nobody wrote. So whatever is still alive after a trace is looked
 for, and taken out of where it is kept.
+
+All of it together reads the objects of the process a fixed number of times, however many tensors
+are left: one reading takes a tenth of a second and more.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,25 +37,32 @@ def forget(made: Iterable[weakref.ref[Tensor]], *, failed: bool = False) -> None
     Raises:
         TraceError: a tensor is kept where nothing can be taken out; says where.
     """
-    left = [reference for reference in made if reference() is not None]
-    if not left:
-        return
-    _empty_functions({id(reference()) for reference in left})
-    _empty_dictionaries(left)
-    if failed or all(reference() is None for reference in left):
+    made = list(made)
+    if not _alive(made):
         return
     # Objects that refer to each other in a circle live until they are collected.
     gc.collect()
-    alive = [tensor for reference in left if (tensor := reference()) is not None]
+    alive = _alive(made)
+    if not alive:
+        return
+    _empty_functions({id(tensor) for tensor in alive})
+    _empty_dictionaries(alive)
+    del alive
+    if failed or not _alive(made):
+        return
+    gc.collect()
+    alive = _alive(made)
     if alive:
-        # What only another tensor refers to (the base of a view) has no place of its own.
-        places = [(place, tensor) for tensor in alive if (place := _place(tensor, alive))]
-        place, tensor = places[0] if places else ("its own state", alive[0])
+        place, tensor = _place(alive)
         raise TraceError(
             f"the model's code keeps a tensor of shape {list(tensor.shape)} from one run to the "
             f"next in {place}, and a trace would leave one without values there: run the model "
             "once before it is traced, in a new process"
         )
+
+
+def _alive(made: Iterable[weakref.ref[Tensor]]) -> list[Tensor]:
+    return [tensor for reference in made if (tensor := reference()) is not None]
 
 
 def _empty_functions(wanted: set[int]) -> None:
@@ -63,25 +74,34 @@ def _empty_functions(wanted: set[int]) -> None:
             found.cache_clear()
 
 
-def _empty_dictionaries(left: Iterable[weakref.ref[Tensor]]) -> None:
+def _empty_dictionaries(alive: Sequence[Tensor]) -> None:
     """Delete what dictionaries keep under a key of their own; names of code are none."""
-    for reference in left:
-        tensor = reference()
-        holders = [] if tensor is None else gc.get_referrers(tensor)
-        for holder in holders:
-            if isinstance(holder, dict) and not _is_namespace(holder):
-                for key in [key for key, value in holder.items() if value is tensor]:
-                    del holder[key]
-        del tensor, holders
+    wanted = {id(tensor) for tensor in alive}
+    holders = [holder for holder in gc.get_referrers(*alive) if isinstance(holder, dict)]
+    owners = _owners(holders)
+    for holder in holders:
+        if not any(_is_namespace(holder, owner) for owner in owners[id(holder)]):
+            for key in [key for key, value in holder.items() if id(value) in wanted]:
+                del holder[key]
 
 
-def _is_namespace(names: dict[Any, Any]) -> bool:
+def _owners(kept: Sequence[Any]) -> dict[int, list[Any]]:
+    """Return what refers to each of some objects, by its id."""
+    found: dict[int, list[Any]] = defaultdict(list)
+    wanted = {id(one) for one in kept}
+    for owner in gc.get_referrers(*kept) if kept else ():
+        if owner is kept:
+            continue
+        for referent in {id(one) for one in gc.get_referents(owner)} & wanted:
+            found[referent].append(owner)
+    return found
+
+
+def _is_namespace(names: dict[Any, Any], owner: Any) -> bool:
     """Tell the variables of a module, class or object from a dictionary that code fills."""
-    return any(
-        getattr(owner, "__dict__", None) is names or isinstance(owner, type)
-        for owner in gc.get_referrers(names)
-        if not isinstance(owner, dict | list | tuple)
-    )
+    if isinstance(owner, dict | list | tuple):
+        return False
+    return getattr(owner, "__dict__", None) is names or isinstance(owner, type)
 
 
 def _holds(kept: Any, wanted: set[int], depth: int) -> bool:
@@ -96,16 +116,18 @@ def _holds(kept: Any, wanted: set[int], depth: int) -> bool:
     return False
 
 
-def _place(tensor: Tensor, mine: list[Tensor]) -> str:
-    """Say what refers to a tensor: a variable by its name, else the kind of object."""
-    for holder in gc.get_referrers(tensor):
-        if holder is mine:
-            continue
-        if isinstance(holder, dict):
-            name = next((key for key, value in holder.items() if value is tensor), None)
-            for owner in gc.get_referrers(holder):
-                if name and getattr(owner, "__dict__", None) is holder:
-                    return f"{getattr(owner, '__name__', type(owner).__name__)}.{name}"
-        elif isinstance(holder, list | tuple | set):
-            return f"a {type(holder).__name__}"
-    return ""
+def _place(alive: Sequence[Tensor]) -> tuple[str, Tensor]:
+    """Say where one of the tensors is kept: a variable by its name, else the kind of object."""
+    holders = _owners(alive)
+    names = _owners([holder for found in holders.values() for holder in found])
+    for tensor in alive:
+        for holder in holders[id(tensor)]:
+            if isinstance(holder, dict):
+                name = next((key for key, value in holder.items() if value is tensor), None)
+                for owner in names[id(holder)]:
+                    if name and getattr(owner, "__dict__", None) is holder:
+                        return f"{getattr(owner, '__name__', type(owner).__name__)}.{name}", tensor
+            elif isinstance(holder, list | tuple | set):
+                return f"a {type(holder).__name__}", tensor
+    # What only another tensor refers to (the base of a view) has no place of its own.
+    return "its own state", alive[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -33,13 +34,19 @@ class Running:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[None]:
-        """Watch every module's forward; one that is not the network's own counts as its caller."""
+        """Watch the modules that this thread runs; one that is not the network's is its caller's.
+
+        PyTorch calls such hooks for the modules of all threads.
+        """
+        here = threading.get_ident()
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._stack.append(self._names.get(id(module), self.path))
+            if threading.get_ident() == here:
+                self._stack.append(self._names.get(id(module), self.path))
 
         def leave(module: nn.Module, _: Any, __: Any) -> None:
-            if self._stack:  # the one that was running when the watch began was not entered
+            # The one that was running when the watch began was not entered.
+            if threading.get_ident() == here and self._stack:
                 self._stack.pop()
 
         before = register_module_forward_pre_hook(enter)

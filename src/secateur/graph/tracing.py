@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError, TraceError
 from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.attributes import held_containers
 from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_like, plant_sizes
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
 
@@ -165,49 +165,6 @@ def _record(
     return recorder.finish(outputs)
 
 
-@contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
-    """Switch fused attention and recurrence off, so that their parts are plain operations."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _PlainRecurrence(), _PlainAttention():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-class _PlainRecurrence(TorchFunctionMode):
-    """Runs an LSTM without oneDNN, which computes a whole layer as one operation."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__name__", "") != "lstm":
-            return func(*args, **(kwargs or {}))
-        used = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            torch._C._set_mkldnn_enabled(used)
-
-
-class _PlainAttention(TorchFunctionMode):
-    """Overrides the kernel that the network's own code chooses for an attention."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__name__", "") not in _ATTENTIONS:
-            return func(*args, **(kwargs or {}))
-        with sdpa_kernel(SDPBackend.MATH):
-            return func(*args, **(kwargs or {}))
-
-
-_ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
-
-
 _EVAL_NORMS = frozenset({"aten.native_batch_norm", "aten.cudnn_batch_norm"})
 
 _ACTIVATIONS = frozenset(
@@ -245,7 +202,7 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(DispatchMode):
     """Writes down every ATen operation that runs while it is active."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, way: str, shared: Iterable[int]) -> None:

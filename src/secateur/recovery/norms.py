@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
 from secateur.graph.normal_mode import normal_mode
-from secateur.graph.tracing import plain_operations, run_model
+from secateur.graph.process_settings import plain_operations
+from secateur.graph.tracing import run_model
 from secateur.recovery.running import evaluating, inputs_of
 
 

@@ -18,8 +18,9 @@ from secateur.errors import InputError, PlanError, unknown_name
 from secateur.graph import Graph, trace
 from secateur.graph.copies import clone_model, named_tensors
 from secateur.graph.normal_mode import normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import plain_operations, run_model
+from secateur.graph.tracing import run_model
 from secateur.plan import Plan
 from secateur.progress import track
 from secateur.recovery.least_squares import solve_site

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.calibration import Batches, pair_of
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode
 from secateur.recovery.lockstep import Arguments, Stopped
@@ -27,7 +27,7 @@ class Caught:
     skip: Tensor | None = None
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(DispatchMode):
     """Catches an operand of one operation, and ends the pass there."""
 
     def __init__(self, skip: Skip, turns: Turns, caught: Caught) -> None:

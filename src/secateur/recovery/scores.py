@@ -21,7 +21,8 @@ from torch.nn.modules.conv import _ConvNd
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
 from secateur.graph import Graph
-from secateur.graph.tracing import plain_operations, run_model
+from secateur.graph.process_settings import plain_operations
+from secateur.graph.tracing import run_model
 from secateur.planning import make_plan
 from secateur.recovery.equations import Equations
 from secateur.recovery.least_squares import rows_of, slope_of

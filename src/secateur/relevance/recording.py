@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import InputError
+from secateur.graph.dispatch import DispatchMode
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.normal_mode import in_normal_mode
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import Ref, family, tensor_leaves
-from secateur.graph.tracing import plain_operations, run_model
+from secateur.graph.tracing import run_model
 
 # Their results steer the model's own code, so that another batch may take another way.
 _LOOKS_AT_VALUES = frozenset(
@@ -131,7 +132,7 @@ def _as_function(step: Step, written: list[str]) -> Step:
     return dataclasses.replace(step, function=form)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(DispatchMode):
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
         self._recording = Recording()

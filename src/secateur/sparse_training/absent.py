@@ -17,8 +17,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from secateur.errors import PlanError, VerificationError
 from secateur.graph import Graph
 from secateur.graph.copies import clone_model, copy_model, map_tensors
+from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
-from secateur.graph.tracing import plain_operations, run_model
+from secateur.graph.tracing import run_model
 from secateur.sparse_training.blocks import Block, Blocks
 from secateur.verification import in_precision, largest_error
 
