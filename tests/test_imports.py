@@ -18,6 +18,7 @@ LONGEST = 500
 FLOORS = (
     {
         "errors",
+        "files",
         "results",
         "registry",
         "progress",
@@ -116,14 +117,24 @@ def test_reports_read_results_alone() -> None:
         other for path in FILES if room_of(path) == "report" for other, _ in rooms_imported(path)
     }
     assert found <= {
-        "report", "results", "errors", "pareto", "comparison", "tuning_results",
+        "report", "results", "errors", "files", "pareto", "comparison", "tuning_results",
         "sensitivity_results",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "room",
-    ["report", "results", "errors", "registry", "screen", "pareto", "comparison", "tuning_results"],
+    [
+        "report",
+        "results",
+        "errors",
+        "files",
+        "registry",
+        "screen",
+        "pareto",
+        "comparison",
+        "tuning_results",
+    ],
 )
 def test_reports_and_records_know_no_torch(room: str) -> None:
     files = [path for path in FILES if room_of(path) == room]

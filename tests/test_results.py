@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import CheckpointError
+from secateur.files import with_checksum
 from secateur.results import (
     CheckRecord,
     Epoch,
@@ -103,17 +105,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_result(tmp_path / "nowhere.json")
 
 
+def other(text: str, old: str, new: str) -> str:
+    """Return a record of another version, which is whole."""
+    return json.dumps(with_checksum(json.loads(text.replace(f'"{old}', f'"{new}'))))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda text: text[: len(text) // 2], "is not valid JSON"),
         (lambda text: "", "is not valid JSON"),
-        (lambda text: "[]", "format must be 1, but got None"),
-        (lambda text: "{}", "format must be 1, but got None"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format must be 1, but got 2"),
-        (lambda text: text.replace('"title"', '"name"'), "does not hold a whole result"),
-        (lambda text: text.replace('"params"', '"weights"'), "does not hold a whole result"),
-        (lambda text: text.replace('"max_error"', '"error"'), "does not hold a whole result"),
+        (lambda text: "[]", "is damaged: it has no 'checksum'"),
+        (lambda text: "{}", "is damaged: it has no 'checksum'"),
+        (lambda text: text.replace('"accuracy": 0', '"accuracy": 1'), "its checksum differs"),
+        (lambda text: other(text, "format", "form"), "format must be 1, but got None"),
+        (lambda text: other(text, 'format": 1', 'format": 2'), "format must be 1, but got 2"),
+        (lambda text: other(text, "title", "name"), "does not hold a whole result"),
+        (lambda text: other(text, "params", "weights"), "does not hold a whole result"),
+        (lambda text: other(text, "max_error", "error"), "does not hold a whole result"),
     ],
 )
 def test_what_is_no_whole_result_is_refused(

@@ -1,22 +1,65 @@
-"""Sets of files that are whole or recognised as not: tensors, and a JSON with their checksums.
+"""Tensors and sets of files that are whole or recognised as not.
 
-The tensors are written first, each by rename, and the JSON last: a set without it was never
+A safetensors file of one stage has the checksum of its tensors in its own header. Of a set, the
+tensors are written first and the JSON with their checksums last: a set without it was never
 finished, and one whose checksums differ was damaged afterwards.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.errors import CheckpointError, InputError
+from secateur.errors import CheckpointError, InputError, StorageError
+from secateur.files import (
+    CHECKSUM,
+    atomic_file,
+    file_checksum,
+    read_json,
+    write_json,
+)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors with their checksum, whole or not at all.
+
+    Args:
+        path: of the file, in an existing folder.
+        tensors: of any device; those that share memory are written each by itself.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    found = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    _save(path, found, {CHECKSUM: digest(found)})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what :func:`write_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, cut short or damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        with safe_open(path, "pt") as file:
+            checksum = (file.metadata() or {}).get(CHECKSUM)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to make it again") from error
+    if digest(found) != checksum:
+        raise CheckpointError(
+            f"{path} is damaged (its checksum differs); delete it to make it again"
+        )
+    return found
 
 
 def write_checked(
@@ -34,27 +77,22 @@ def write_checked(
         others: names of files that are there already and belong to the set.
 
     Raises:
-        CheckpointError: a file could not be written.
+        StorageError: a file cannot be written.
     """
     folder = path.parent
-    checksums = {name: _save_tensors(folder / name, tensors) for name, tensors in parts.items()}
-    checksums |= {name: _checksum(folder / name) for name in others if name not in checksums}
-    content = json.dumps({**document, "files": checksums}, indent=1) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
+    for name, tensors in parts.items():
+        _save(folder / name, tensors)
+    checksums = {name: file_checksum(folder / name) for name in (*parts, *others)}
+    write_json(path, {**document, "files": checksums})
 
 
 def read_document(path: Path, format_: int) -> dict[str, Any]:
     """Read the JSON of a set, whatever its files are like.
 
     Raises:
-        CheckpointError: it is cut short, no such document or of another format.
+        CheckpointError: it is cut short, damaged, no such document or of another format.
     """
-    try:
-        document = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is cut short or not a checkpoint") from error
+    document = read_json(path)
     if document.get("format") != format_:
         raise CheckpointError(
             f"{path}: format must be {format_}, but got {document.get('format')!r}"
@@ -66,12 +104,12 @@ def read_checked(path: Path, format_: int) -> dict[str, Any]:
     """Read the JSON of a set whose files are all whole.
 
     Raises:
-        CheckpointError: it, or one of its files, is missing or cut short.
+        CheckpointError: it, or one of its files, is missing, cut short or damaged.
     """
     document = read_document(path, format_)
     for name, expected in document["files"].items():
         part = path.parent / name
-        if not part.is_file() or _checksum(part) != expected:
+        if not part.is_file() or file_checksum(part) != expected:
             raise CheckpointError(f"{part} is missing or cut short (its checksum differs)")
     return document
 
@@ -90,21 +128,21 @@ def same_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
             )
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(dict(tensors), partial)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} could not be written: {error}") from error
-    checksum = _checksum(partial)
-    partial.replace(path)
-    return checksum
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of names, shapes and values, to tell whether two are the same."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu").contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _save(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    with atomic_file(path) as written:
+        try:
+            save_file(dict(tensors), written, metadata)
+        except SafetensorError as error:
+            raise StorageError(f"{path} cannot be written: {error}") from error

@@ -34,6 +34,10 @@ class CheckpointError(SecateurError):
     """A saved network is incomplete, damaged or of another version."""
 
 
+class StorageError(SecateurError, OSError):
+    """A file cannot be written or read (a full disk, no permission); the message names it."""
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str]) -> InputError:
     """Build the error for an unknown name: it lists the choices and the nearest one."""
     known = sorted(choices)

@@ -24,12 +24,13 @@ from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader
 
+from secateur.checked import digest
 from secateur.errors import InputError, SecateurError
 from secateur.progress import line_teller, track
 from secateur.results import Epoch
 from secateur.training import Masks, StepHook, TrainSettings, learning_rate, training_loss
 from secateur.training.devices import Teacher, accelerator_for, at_home, tracked
-from secateur.training.frozen import check_masks, digest
+from secateur.training.frozen import check_masks
 from secateur.training.losses import logits_of
 from secateur.training.shown import Tell, told, training_bar
 from secateur.training.standing import Standing

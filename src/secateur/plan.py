@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.errors import CheckpointError
+from secateur.files import with_checksum, without_checksum
 from secateur.graph import Cost
 
 FORMAT = 2
@@ -78,7 +79,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Write the plan as JSON; runs of positions as "first-last"."""
+        """Write the plan as JSON with a checksum; runs of positions as "first-last"."""
         data = dataclasses.asdict(self)
         data["format"] = FORMAT
         data["removed"] = {name: list(units) for name, units in self.removed.items()}
@@ -90,17 +91,17 @@ class Plan:
             point["removed"] = _ranges(point["removed"])
         for scale in data["scales"]:
             scale["positions"] = _ranges(scale["positions"])
-        return json.dumps(data, indent=1)
+        return json.dumps(with_checksum(data), indent=1)
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read a plan back.
 
         Raises:
-            CheckpointError: ``text`` is no plan of this format.
+            CheckpointError: ``text`` is no whole plan of this format.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data: dict[str, Any] = without_checksum(json.loads(text), "the plan")
             if data.pop("format") != FORMAT:
                 raise CheckpointError(f"the plan's format must be {FORMAT}")
             data["removed"] = {name: tuple(units) for name, units in data["removed"].items()}

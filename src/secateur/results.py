@@ -7,7 +7,6 @@ draws comes from here. Shares are in [0, 1]; sizes in bytes; times in seconds.
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secateur.errors import CheckpointError
+from secateur.files import read_json, write_json
 
 FORMAT = 1
 
@@ -304,32 +304,28 @@ def load_result(path: Path) -> Result:
     """Read a result back.
 
     Raises:
-        CheckpointError: the file is missing, half-written or of another format.
+        CheckpointError: the file is missing, damaged or of another format.
     """
     return load_record(Result, path, FORMAT)
 
 
 def save_record(record: Any, path: Path) -> None:
-    """Write a record (a dataclass) as JSON, whole or not at all."""
-    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=True)
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write a record (a dataclass) as JSON with a checksum, whole or not at all.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    write_json(path, dataclasses.asdict(record))
 
 
 def load_record(kind: type[R], path: Path, wanted: int) -> R:
     """Read back a record of ``kind``, whose ``format`` must be ``wanted``.
 
     Raises:
-        CheckpointError: the file is missing, half-written or of another format.
+        CheckpointError: the file is missing, damaged or of another format.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    found = data.get("format") if isinstance(data, dict) else None
+    data = read_json(path)
+    found = data.get("format")
     if found != wanted:
         raise CheckpointError(f"{path}: format must be {wanted}, but got {found!r}")
     try:

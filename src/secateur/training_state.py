@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from secateur.checked import read_checked, read_document, same_settings, write_checked
 from secateur.errors import CheckpointError, InputError
+from secateur.files import make_folder
 from secateur.results import Epoch
 
 FORMAT = 2
@@ -66,7 +67,7 @@ def prepare_folder(folder: Path) -> None:
         InputError: the folder cannot be made or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         probe = folder / f".probe-{os.getpid()}"
         probe.write_bytes(b"secateur")
         probe.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from secateur.files import write_json
 from secateur.report import write_tables
 from secateur.report.page import render
 from secateur.report.summary import summary
@@ -96,5 +97,5 @@ def test_a_record_comes_back_and_an_older_one_has_none(zeroed: Result, tmp_path:
     assert load_result(path) == zeroed
     older = json.loads(path.read_text())
     del older["zeros"], older["branches"]
-    path.write_text(json.dumps(older))
+    write_json(path, older)
     assert load_result(path) == dataclasses.replace(zeroed, zeros=())

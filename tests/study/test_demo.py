@@ -85,7 +85,7 @@ def test_a_stopped_demo_ends_like_an_undisturbed_one(
     config = DemoConfig.model_validate({**SMALL, "output": str(tmp_path / "run")})
     with monkeypatch.context() as patch:
         if stop == "points":
-            patch.setattr(store, "write_text", stopping(store.write_text, "points.json"))
+            patch.setattr(store, "write_records", stopping(store.write_records, "points.json"))
         else:
             from secateur import finetune
 

@@ -92,15 +92,15 @@ def stop_after(patch: Any, room: object, name: str, call: int) -> None:
 
 
 STOPS: dict[str, list[tuple[object, str, int]]] = {
-    "least squares": [(kept, "save_file", 1), (finetune_room, "write_state", 1)],
+    "least squares": [(kept, "write_tensors", 1), (finetune_room, "write_state", 1)],
     "select": [(loop, "write_state", 2), (finetune_room, "write_state", 1)],
     "select blocks": [(loop, "write_state", 3)],
     "slim in rounds": [(loop, "write_state", 1), (state, "keep", 1)],
     "grow": [(loop, "write_state", 2)],
-    "weights": [(kept, "save_file", 1), (finetune_room, "write_state", 1)],
+    "weights": [(kept, "write_tensors", 1), (finetune_room, "write_state", 1)],
     "weights in rounds": [(state, "keep", 1)],
     "weights gradually": [(finetune_room, "write_state", 2)],
-    "weights l1": [(loop, "write_state", 1), (kept, "save_file", 1)],
+    "weights l1": [(loop, "write_state", 1), (kept, "write_tensors", 1)],
 }
 
 

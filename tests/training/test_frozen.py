@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from secateur.checked import digest
 from secateur.errors import InputError
 from secateur.finetune import finetune
 from secateur.training import Frozen, StepHook, TrainSettings
-from secateur.training.frozen import digest
 
 OPTIMIZERS = [
     {"optimizer": "adam"},

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from secateur import checked
 from secateur import progress as room
-from secateur.errors import CheckpointError, InputError, SecateurError
+from secateur.errors import InputError, SecateurError, StorageError
 from secateur.finetune import TrainSettings, finetune
 from secateur.training import devices
 
@@ -380,18 +380,18 @@ class TestBeforeAndAfterDisaster:
         finetune(straight, loader, loader, plain())
         whole, calls = checked.save_file, list[Path]()
 
-        def failing(tensors: Any, path: Path) -> None:
+        def failing(tensors: Any, path: Path, metadata: Any) -> None:
             calls.append(path)
             if len(calls) == 6:  # the optimiser's tensors of the third epoch
                 path.write_bytes(b"half")
                 raise SafetensorError("I/O error: No space left on device (os error 28)")
-            whole(tensors, path)
+            whole(tensors, path, metadata)
 
         with monkeypatch.context() as patch:
             patch.setattr(checked, "save_file", failing)
-            with pytest.raises(CheckpointError, match=r"could not be written: .*No space left"):
+            with pytest.raises(StorageError, match=r"cannot be written: .*No space left"):
                 finetune(network(), loader, loader, plain(), folder=tmp_path)
-        assert not list(tmp_path.glob("*.partial"))
+        assert not list(tmp_path.glob(".*"))
         finetune(resumed, loader, loader, plain(), folder=tmp_path, resume=True)
         for name, value in straight.state_dict().items():
             assert torch.equal(value, resumed.state_dict()[name])

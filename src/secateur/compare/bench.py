@@ -19,12 +19,12 @@ from typing import Any, NoReturn, cast
 import torch
 from filelock import FileLock
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateur.allocation import check_patterns
 from secateur.calibration import Batches
+from secateur.checked import read_tensors, write_tensors
 from secateur.compare.config import CompareConfig
 from secateur.compare.trials import Spec
 from secateur.comparison import Trial
@@ -33,6 +33,7 @@ from secateur.data import ImageData, batches, load_data
 from secateur.data.images import ImageSet
 from secateur.data.splits import stratified
 from secateur.errors import InputError
+from secateur.files import make_folder
 from secateur.plan import Plan
 from secateur.results import Epoch
 from secateur.study import stages
@@ -159,27 +160,15 @@ def kept_tensors(
     """Return tensors from disk; made there first, by one process, where they are not."""
     path = bench.stage / SCORES / f"{_named(key)}.safetensors"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
-                write_whole(path, lambda to: save_file(_loose(compute()), to))
-    return load_file(path)
+                write_tensors(path, compute())
+    return read_tensors(path)
 
 
 def _named(key: list[Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _loose(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    partial.replace(path)
 
 
 def weights_of(bench: Bench, trial: Trial) -> Path:
@@ -201,7 +190,7 @@ def searching(bench: Bench, spec: Spec) -> Iterator[Path]:
     trial = spec.trial
     key = [dataclasses.asdict(spec.rule), trial.target, trial.value, trial.seed]
     path = bench.stage / SEARCHES / f"{_named(key)}.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         yield path
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from secateur.comparison import Trial
 from secateur.errors import CheckpointError
+from secateur.files import atomic_file
 from secateur.results import build_record
 
 NAME = "compare"
@@ -104,15 +105,13 @@ def recorded(database: Database) -> dict[int, Trial]:
 
 
 def _create(path: Path, size: int) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    study = optuna.create_study(
-        study_name=NAME, storage=_storage(partial), directions=["maximize", "minimize"]
-    )
-    study.set_user_attr("format", FORMAT)
-    study.set_user_attr("size", size)
-    _dispose(study)
-    partial.replace(path)
+    with atomic_file(path) as written:
+        study = optuna.create_study(
+            study_name=NAME, storage=_storage(written), directions=["maximize", "minimize"]
+        )
+        study.set_user_attr("format", FORMAT)
+        study.set_user_attr("size", size)
+        _dispose(study)
 
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:

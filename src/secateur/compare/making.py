@@ -8,9 +8,9 @@ import dataclasses
 import shutil
 import time
 
-from safetensors.torch import load_model, save_model
 from torch import Tensor
 
+from secateur.checked import read_tensors, write_tensors
 from secateur.compare.bench import (
     Bench,
     Made,
@@ -23,21 +23,22 @@ from secateur.compare.bench import (
     training_of,
     unit_scores,
     weights_of,
-    write_whole,
 )
 from secateur.compare.schedules import built_again, gradually, in_rounds, plan_text
 from secateur.compare.trials import Spec
 from secateur.comparison import Trial
 from secateur.criteria.elements import element_scores
 from secateur.errors import InputError
+from secateur.files import make_folder, read_json, write_json
 from secateur.finetune import finetune
 from secateur.measure import quality, sparse_bytes, weight_bytes
 from secateur.plan import Plan
 from secateur.recovery import recalibrate, recover
 from secateur.results import Epoch
-from secateur.study import stages, store
+from secateur.study import stages
 from secateur.study.dividing import divided, judge_of
 from secateur.study.fields import SEARCHED
+from secateur.training_state import snapshot
 from secateur.weight_masks import apply_masks, input_dims, lowest_masked, zero_masks
 
 
@@ -53,9 +54,10 @@ def run_trial(bench: Bench, spec: Spec) -> Trial:
     found = quality(made.model, judging_batches(bench), "validation")
     if not _from_scores(spec):
         path = weights_of(bench, trial)
-        write_whole(path, lambda to: save_model(made.model, str(to)))
+        make_folder(path.parent)
+        write_tensors(path, snapshot(made.model))
         if not spec.schedule.at_once:
-            store.write_text(path.with_suffix(".plan"), plan_text(made))
+            write_json(path.with_suffix(".plan"), {"plan": plan_text(made)})
     shutil.rmtree(training_of(bench, trial), ignore_errors=True)
     return dataclasses.replace(
         trial,
@@ -86,8 +88,8 @@ def made_again(bench: Bench, spec: Spec) -> Made:
     if spec.schedule.at_once:
         made = make(bench, spec, recovered=False)
     else:
-        made = built_again(bench, wanted[1].read_text(encoding="utf-8"))
-    load_model(made.model, path)
+        made = built_again(bench, read_json(wanted[1])["plan"])
+    made.model.load_state_dict(read_tensors(path))
     if made.plan is None and made.masks is None:
         return dataclasses.replace(made, masks=zero_masks(made.model, protect=bench.config.protect))
     return made

@@ -8,7 +8,6 @@ the study goes on, ``stages/`` holds scores, weights that were trained and what 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,13 +26,13 @@ from secateur.compare.trials import Spec, grid, said
 from secateur.compare.workers import one_by_one, side_by_side
 from secateur.comparison import Comparison, Trial
 from secateur.data.images import ImageSet
-from secateur.errors import CheckpointError, InputError, SecateurError
+from secateur.errors import InputError, SecateurError
 from secateur.facts import facts_from
 from secateur.latency import relative_time
 from secateur.measure import Answers, environment, judged
 from secateur.progress import track
 from secateur.report import write_comparison, write_comparison_tables
-from secateur.results import Changes, Facts, Measured, Quality, build_record
+from secateur.results import Changes, Facts, Measured, Quality
 from secateur.study import kept, stages, store
 from secateur.study.stages import say
 
@@ -159,15 +158,13 @@ def _timed(bench: Bench, spec: Spec, trial: Trial) -> Trial:
     if timing is None or trial.quality is None:
         return trial
 
-    def measure() -> str:
+    def measure() -> float:
         assert timing is not None
         pruned = made_again(bench, spec).model
-        found = relative_time(bench.subject.model, pruned, bench.subject.example, timing)
-        return json.dumps(found)
+        return relative_time(bench.subject.model, pruned, bench.subject.example, timing)
 
     path = bench.stage / "latency" / f"{trial.number}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return dataclasses.replace(trial, latency=float(json.loads(store.remembered(path, measure))))
+    return dataclasses.replace(trial, latency=store.remembered(path, measure))
 
 
 def _concluded(
@@ -236,12 +233,8 @@ def _reported_numbers(
 
 def _opened(bench: Bench, numbers: Sequence[int]) -> list[int]:
     """Write down which trials the test split is read for; what is written stays."""
-    path = bench.stage / OPENED
-    text = store.remembered(path, lambda: json.dumps(list(numbers)))
-    try:
-        return [int(number) for number in json.loads(text)]
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
+    found: list[int] = store.remembered(bench.stage / OPENED, lambda: list(numbers))
+    return found
 
 
 def _answered(bench: Bench, folder: Path, split: str, spec: Spec | None = None) -> Answers:
@@ -259,7 +252,7 @@ def _own(bench: Bench, folder: Path, command: str = "") -> kept.Run:
 def _facts(bench: Bench, split: str, folder: Path, spec: Spec, model: nn.Module) -> Facts:
     """Put the dense network and a trial's side by side, once."""
 
-    def measure() -> str:
+    def measure() -> list[Facts]:
         found = facts_from(
             bench.subject.model,
             model,
@@ -268,13 +261,10 @@ def _facts(bench: Bench, split: str, folder: Path, spec: Spec, model: nn.Module)
             bench.subject.example,
             threads=bench.config.threads,
         )
-        return json.dumps(dataclasses.asdict(found))
+        return [found]
 
-    path = bench.stage / "facts.json"
-    try:
-        return build_record(Facts, json.loads(store.remembered(path, measure)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to go on") from error
+    (facts,) = store.remembered_records(bench.stage / "facts.json", Facts, measure)
+    return facts
 
 
 def _changes(bench: Bench, made: Made, trial: Trial) -> Changes:
@@ -296,7 +286,7 @@ def _keep_chosen(
         return
     made = made_again(bench, specs[found.chosen])
     if made.plan is not None:
-        store.write_text(folder / store.PLAN, made.plan.to_json() + "\n")
+        store.write_plan(folder / store.PLAN, made.plan)
     run = _own(bench, folder, found.command)
     kept.stored(run, made.model, factory, bench.config.arguments)
 

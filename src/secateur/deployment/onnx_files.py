@@ -25,6 +25,7 @@ from secateur.deployment.agreement import (
 )
 from secateur.deployment.calls import arguments, bound, drawn, dynamic
 from secateur.errors import ExportError, InputError
+from secateur.files import atomic_file
 from secateur.graph.program import tensor_leaves
 from secateur.latency import Timing
 
@@ -71,16 +72,12 @@ def export_onnx(
     ready = prepared(model, example_inputs, path)
     network, example = ready.network, ready.example
     _check_size(network)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        _write(ready, partial)
-        session = Session(partial, timing.threads)
+    with atomic_file(path) as written:
+        _write(ready, written)
+        session = Session(written, timing.threads)
         error, varied = agreement(network, example, session.outputs, "the ONNX file")
         speeds = in_turns(network, session, example, batches, timing, progress)
-        size = partial.stat().st_size
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        size = written.stat().st_size
     runtime = f"onnxruntime {importlib.import_module('onnxruntime').__version__}"
     return Exported("onnx", path, size, error, CHECKED, runtime, varied, speeds, ready.left_out)
 

@@ -23,6 +23,7 @@ from secateur.deployment.agreement import (
 )
 from secateur.deployment.calls import arguments, bound, drawn, dynamic
 from secateur.errors import ExportError, InputError
+from secateur.files import atomic_file
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
 from secateur.latency import Timing
@@ -63,20 +64,16 @@ def export_program(
         raise InputError(f"path must end in {SUFFIX}, as PyTorch wants it, but got {path}")
     ready = prepared(model, example_inputs, path)
     network, example = ready.network, ready.example
-    partial = path.with_name(f"{path.stem}.partial{SUFFIX}")
-    try:
-        program = _program(ready)
+    program = _program(ready)
+    with atomic_file(path) as written:
         with exporters_quiet():
-            torch.export.save(program, partial)
-            again = torch.export.load(partial).module()
+            torch.export.save(program, written)
+            again = torch.export.load(written).module()
         error, varied = agreement(
             network, example, lambda given: tensor_leaves(run_model(again, given)), "the program"
         )
         speeds = in_turns(network, _Plain(again), example, batches, timing, progress)
-        size = partial.stat().st_size
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        size = written.stat().st_size
     runtime = f"torch {torch.__version__}"
     return Exported(
         "torch.export", path, size, error, CHECKED, runtime, varied, speeds, ready.left_out

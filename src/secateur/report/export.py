@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.errors import InputError
+from secateur.files import make_folder, write_text
 from secateur.report.cells import Table, Value
 from secateur.report.tables import tables
 from secateur.results import Result
@@ -43,12 +44,12 @@ def write_each(every: Sequence[Table], folder: Path) -> tuple[Path, ...]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder must be a folder, but {folder} is a file")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written: list[Path] = []
     for table in every:
         for suffix, text in ((".csv", _csv(table)), (".json", _json(table))):
             path = folder / f"{table.name}{suffix}"
-            path.write_text(text, encoding="utf-8", newline="\n")
+            write_text(path, text)
             written.append(path)
     return tuple(written)
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from secateur.errors import InputError
+from secateur.files import write_text
 from secateur.report import facts_parts, figures, tables
 from secateur.report.branches_parts import branches_section
 from secateur.report.changes_parts import kept_section, training_section, widths_section
@@ -44,14 +45,13 @@ def write_page(page: str, path: Path) -> Path:
 
     Raises:
         InputError: ``path`` is a folder, or its folder does not exist.
+        StorageError: the file cannot be written.
     """
     if path.is_dir():
         raise InputError(f"path must be a file, but {path} is a folder")
     if not path.parent.is_dir():
         raise InputError(f"path must lie in an existing folder, but {path.parent} does not exist")
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    write_text(path, page)
     return path
 
 

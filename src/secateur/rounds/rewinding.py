@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from secateur.checked import read_tensors, write_tensors
 from secateur.errors import CheckpointError, InputError
 from secateur.training import Masks, StepHook
 from secateur.training_state import prepare_folder, snapshot
@@ -35,9 +34,7 @@ def keep_weights(step: int, path: Path) -> StepHook:
 
     def keep(model: nn.Module, done: int, masks: Masks) -> None:
         if done == step:
-            partial = path.with_name(path.name + ".partial")
-            save_file(snapshot(model), partial)
-            partial.replace(path)
+            write_tensors(path, snapshot(model))
 
     # An end makes finetune refuse a step that never comes.
     return StepHook(keep, until=step, asked={"keep_weights": step})
@@ -50,8 +47,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing or damaged.
     """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return read_tensors(path)
+    except CheckpointError as error:
         raise CheckpointError(f"{path} holds no weights to rewind to: {error}") from error
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from secateur.allocation import allocate, check_target
 from secateur.calibration import Batches
+from secateur.checked import digest
 from secateur.criteria import Criterion
 from secateur.cutting import cut
 from secateur.errors import InputError, VerificationError
@@ -37,7 +38,6 @@ from secateur.rounds.judging import criterion_name, judge
 from secateur.rounds.rewinding import check_weights
 from secateur.rounds.state import Round, Standing
 from secateur.training import TrainSettings
-from secateur.training.frozen import digest
 from secateur.training_state import snapshot
 from secateur.verification import verify
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateur.calibration import Batches
+from secateur.checked import digest
 from secateur.criteria.elements import element_scores
 from secateur.errors import InputError
 from secateur.finetune import finetune
@@ -25,7 +26,6 @@ from secateur.rounds.rewinding import check_weights
 from secateur.rounds.state import Round, Standing
 from secateur.schedule import Cubic, cubic
 from secateur.training import Masks, StepHook, TrainSettings
-from secateur.training.frozen import digest
 from secateur.training_state import snapshot
 from secateur.weight_masks import input_dims, lowest_masked
 

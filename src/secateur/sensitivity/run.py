@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.allocation import allocate, check_patterns
 from secateur.allocation.limits import SLACK, protected
 from secateur.allocation.predicted import loss_scores, predicted_loss
+from secateur.checked import read_tensors, write_tensors
 from secateur.compare.bench import Sealed
 from secateur.criteria import score
 from secateur.cutting import cut
@@ -168,10 +168,8 @@ def _scores(run: _Run) -> dict[str, Tensor]:
             options=config.options,
             progress=run.progress,
         )
-        partial = path.with_name(f"{path.name}.partial")
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in found.items()}, partial)
-        partial.replace(path)
-    return load_file(path)
+        write_tensors(path, found)
+    return read_tensors(path)
 
 
 def _cell(
@@ -255,7 +253,7 @@ def _allocated(
         )
         results.append(_division(rule, plan, curves, judged))
         if rule == "sensitivity":
-            store.write_text(run.folder / store.PLAN, plan.to_json() + "\n")
+            store.write_plan(run.folder / store.PLAN, plan)
             own = kept.Run(run.folder, config.data.batch_size, run.progress, "")
             kept.stored(own, pruned, factory, config.arguments)
     return tuple(results)

@@ -9,11 +9,11 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from secateur.checked import digest
 from secateur.errors import InputError
 from secateur.finetune import TrainSettings
 from secateur.sparse_training.loop import NOT_KEPT, Keeping, check_strength, train
 from secateur.sparse_training.proximal import shrink_
-from secateur.training.frozen import digest
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:

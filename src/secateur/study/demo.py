@@ -115,7 +115,7 @@ def choose(points: Sequence[Point], least: float) -> int:
 def _compare(run: Run, config: DemoConfig, subject: Subject) -> tuple[Point, ...]:
     """Cut, finetune shortly and judge each combination, on from the last one that was kept."""
     path = run.stage("points.json")
-    points = list(store.load_records(path, path.read_text(), Point)) if path.is_file() else []
+    points = list(store.read_records(path, Point)) if path.is_file() else []
     wanted = [(name, sparsity) for name in config.criteria for sparsity in config.sparsities]
     scores: dict[str, Scores] = {}
     for name, sparsity in track(wanted, "Comparing criteria", run.progress):
@@ -124,7 +124,7 @@ def _compare(run: Run, config: DemoConfig, subject: Subject) -> tuple[Point, ...
         if name not in scores:
             scores[name] = _scores(run, config, subject, name)
         points.append(_point(run, config, subject, name, scores[name], sparsity))
-        store.write_text(path, store.dump_records(points))
+        store.write_records(path, points)
     return tuple(points)
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from secateur.checked import read_tensors, write_tensors
 from secateur.checkpoint import load, save
 from secateur.data import Augment, ImageData, batches
 from secateur.errors import CheckpointError, InputError
@@ -86,9 +85,7 @@ def answered(run: Run, name: str, model: nn.Module, data: ImageData, split: str)
 
 def planned(run: Run, choose: Callable[[], Plan]) -> Plan:
     """Choose a plan, once."""
-    return Plan.from_json(
-        store.remembered(run.folder / store.PLAN, lambda: choose().to_json() + "\n")
-    )
+    return store.remembered_plan(run.folder / store.PLAN, choose)
 
 
 def trained(
@@ -139,13 +136,8 @@ def tensors(run: Run, name: str, make: Callable[[], Mapping[str, Tensor]]) -> di
     """Return tensors that a stage made, once."""
     path = run.stage(f"{name}.safetensors")
     if not path.is_file():
-        partial = path.with_name(path.name + ".partial")
-        save_file({key: t.cpu().contiguous() for key, t in make().items()}, partial)
-        partial.replace(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to make it again") from error
+        write_tensors(path, make())
+    return read_tensors(path)
 
 
 def round_teller(run: Run, total: int, what: str) -> Callable[[Round, nn.Module], None]:

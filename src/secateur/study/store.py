@@ -7,14 +7,23 @@ what is finished, so that a stopped run goes on and does nothing twice; after th
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from secateur.errors import CheckpointError, InputError
-from secateur.results import Result, load_result, save_result
+from secateur.errors import CheckpointError, InputError, StorageError
+from secateur.files import (
+    is_leftover,
+    make_folder,
+    read_bytes,
+    read_json,
+    write_json,
+    write_text,
+)
+from secateur.plan import Plan
+from secateur.results import Result, build_record, load_result, save_result
 from secateur.study.reading import differences, read_mapping
 
 CONFIG = "config.yaml"
@@ -22,6 +31,9 @@ PLAN = "plan.json"
 RESULT = "result.json"
 REPORT = "report.html"
 STAGES = "stages"
+
+_VALUE = "value"
+_CHECKSUM_LINE = "# sha256 of the lines above: "
 
 T = TypeVar("T")
 
@@ -65,6 +77,7 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
     if resume:
         if not claimed:
             raise InputError(f"resume needs a folder that holds a run, but got {folder}")
+        _check_claim(folder / CONFIG)
         other = list(
             differences(_without_output(read_mapping(folder / CONFIG)), _without_output(config))
         )
@@ -78,62 +91,94 @@ def check_folder(folder: Path, config: dict[str, Any], resume: bool) -> None:
             f"output must be a new or empty folder, but {folder} holds another run "
             "(--resume goes on with it)"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and all(map(is_leftover, folder.iterdir()))):
         raise InputError(f"output must be a new or empty folder, but {folder} holds something else")
 
 
 def claim(folder: Path, text: str) -> None:
-    """Make the folder this run's own; ``text`` is its ``config.yaml``.
+    """Make the folder this run's own; ``text`` is its ``config.yaml``, filed with a checksum.
 
     Raises:
         InputError: the folder cannot be written.
     """
     try:
-        (folder / STAGES).mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, text)
-    except OSError as error:
-        raise InputError(f"output must be writable, but got {folder}: {error.strerror}") from error
+        make_folder(folder)
+        write_text(folder / CONFIG, f"{text}{_CHECKSUM_LINE}{_text_checksum(text)}\n")
+        make_folder(folder / STAGES)
+    except StorageError as error:
+        raise InputError(f"output must be writable, but {error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def remembered(path: Path, make: Callable[[], Any]) -> Any:
+    """Return the plain value of ``path``, made and written first where it is not there.
 
-
-def remembered(path: Path, make: Callable[[], str]) -> str:
-    """Return the text of ``path``, made and written first where it is not there."""
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     if not path.is_file():
-        write_text(path, make())
-    return path.read_text(encoding="utf-8")
+        make_folder(path.parent)
+        write_json(path, {_VALUE: make()})
+    return read_value(path)
+
+
+def read_value(path: Path) -> Any:
+    """Read what :func:`remembered` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return read_json(path)[_VALUE]
+    except (CheckpointError, KeyError) as error:
+        raise _damaged(path, error) from error
 
 
 def remembered_records(path: Path, kind: type[T], make: Callable[[], Sequence[T]]) -> tuple[T, ...]:
-    """Return the flat records (``kind`` is their dataclass) of ``path``, made where missing.
+    """Return the records (``kind`` is their dataclass) of ``path``, made where missing.
 
     Raises:
-        CheckpointError: the file holds something else.
+        CheckpointError: the file is damaged or holds something else.
     """
-    text = remembered(path, lambda: dump_records(make()))
-    return load_records(path, text, kind)
+    if not path.is_file():
+        make_folder(path.parent)
+        write_records(path, make())
+    return read_records(path, kind)
 
 
-def dump_records(records: Sequence[Any]) -> str:
-    """Write flat records as a JSON list."""
-    return json.dumps([dataclasses.asdict(record) for record in records], indent=1) + "\n"
+def write_records(path: Path, records: Sequence[Any]) -> None:
+    """Write records (dataclasses) as JSON with a checksum."""
+    write_json(path, {_VALUE: [dataclasses.asdict(record) for record in records]})
 
 
-def load_records(path: Path, text: str, kind: type[T]) -> tuple[T, ...]:
-    """Read what :func:`dump_records` wrote.
+def read_records(path: Path, kind: type[T]) -> tuple[T, ...]:
+    """Read what :func:`write_records` wrote.
 
     Raises:
-        CheckpointError: the text holds something else.
+        CheckpointError: the file is missing, damaged or holds something else.
     """
     try:
-        return tuple(kind(**entry) for entry in json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to make it again") from error
+        return tuple(build_record(kind, entry) for entry in read_json(path)[_VALUE])
+    except (CheckpointError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def remembered_plan(path: Path, choose: Callable[[], Plan]) -> Plan:
+    """Return the plan of ``path``, chosen and written first where it is not there.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not path.is_file():
+        write_plan(path, choose())
+    try:
+        return Plan.from_json(read_bytes(path).decode("utf-8"))
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan, whole or not at all."""
+    write_text(path, plan.to_json() + "\n")
 
 
 def finished(folder: Path) -> Result | None:
@@ -150,3 +195,22 @@ def finish(folder: Path, result: Result) -> None:
 def _without_output(config: dict[str, Any]) -> dict[str, Any]:
     """The same folder may be reached by another path."""
     return {key: value for key, value in config.items() if key != "output"}
+
+
+def _check_claim(path: Path) -> None:
+    """Refuse a ``config.yaml`` that is not as the run wrote it."""
+    text, mark, checksum = read_bytes(path).decode("utf-8", "replace").rpartition(_CHECKSUM_LINE)
+    if not mark or checksum != f"{_text_checksum(text)}\n":
+        raise CheckpointError(
+            f"{path} is not as the run wrote it (its checksum differs): put it back as it was, or "
+            "begin another run with a new output"
+        )
+
+
+def _text_checksum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    why = str(error).removeprefix(f"{path} ").removeprefix("is damaged: ")
+    return CheckpointError(f"{path} is damaged ({why}); delete it to make it again")

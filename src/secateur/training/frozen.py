@@ -10,7 +10,6 @@ push is undone before the next forward pass reads it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,13 +89,3 @@ class Frozen:
         """Set the removed weights to zero."""
         for parameter, removed in self._removed:
             parameter.masked_fill_(removed, 0.0)
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return a checksum of names, shapes and values, to tell whether two are the same."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().to("cpu").contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

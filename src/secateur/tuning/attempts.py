@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur.data import Augment, ImageData, batches
 from secateur.errors import InputError, SecateurError
+from secateur.files import make_folder
 from secateur.finetune import StepHook, TrainSettings, finetune, steps_per_epoch
 from secateur.measure import quality
 from secateur.results import Epoch, Quality
@@ -89,7 +90,7 @@ def attempt(
     settings = finished(settings)
     train = batches(bench.data.train, size, shuffle=True, seed=settings.seed, augment=bench.augment)
     checks = batches(bench.data.validation, bench.batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     curve = _Curve(folder / CURVE, lambda now: quality(now, checks, "validation"), tell)
     steps = steps_per_epoch(train, settings)
     hook = StepHook(lambda now, step, masks: curve.step(now, step, steps), asked={"curve": True})
@@ -123,7 +124,7 @@ class _Curve:
         self._began = time.perf_counter()
         self._found: list[Quality] = []
         if path.is_file():
-            self._found = list(store.load_records(path, path.read_text("utf-8"), Quality))
+            self._found = list(store.read_records(path, Quality))
             for place, one in enumerate(self._found, start=1):
                 tell(place, one)
 
@@ -143,7 +144,7 @@ class _Curve:
         found = self._judge(model)
         # A killed worker may have measured an epoch that it left no checkpoint of.
         self._found = [*self._found[: epoch - 1], found]
-        store.write_text(self._path, store.dump_records(self._found))
+        store.write_records(self._path, self._found)
         self._tell(epoch, found)
         return None
 

@@ -7,20 +7,18 @@ the weights of a retraining), so that a stopped run goes on and does nothing twi
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from secateur.checked import read_tensors, write_tensors
 from secateur.data import batches
-from secateur.errors import CheckpointError
 from secateur.finetune import TrainSettings
 from secateur.measure import quality
-from secateur.results import Quality, build_record
+from secateur.results import Quality
 from secateur.study import store
 from secateur.study.stages import say
 from secateur.training_state import snapshot
@@ -63,7 +61,7 @@ def retrain(
             if not found.note:
                 loader = batches(bench.data.validation, bench.batch_size)
                 validation = quality(model, loader, "validation")
-                _save_weights(model, _weights(folder, one.number))
+                write_tensors(_weights(folder, one.number), snapshot(model))
             record = Retrained(one.number, one.values, validation, None, found.history,
                                found.seconds, note=found.note)  # fmt: skip
             _file(folder, name, record)
@@ -78,7 +76,7 @@ def retrain(
 
 def with_weights(folder: Path, network: nn.Module, number: int) -> nn.Module:
     """Put the weights of a retraining into ``network``."""
-    network.load_state_dict(load_file(_weights(folder, number)))
+    network.load_state_dict(read_tensors(_weights(folder, number)))
     return network
 
 
@@ -160,19 +158,10 @@ def _weights(folder: Path, number: int) -> Path:
     return folder / store.STAGES / f"retrain-{number:04d}.safetensors"
 
 
-def _save_weights(model: nn.Module, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file(snapshot(model), partial)
-    partial.replace(path)
-
-
 def _file(folder: Path, name: str, record: Retrained | Score) -> None:
-    store.write_text(_path(folder, name), json.dumps(dataclasses.asdict(record)) + "\n")
+    store.write_records(_path(folder, name), [record])
 
 
 def _read(folder: Path, name: str, kind: type[R]) -> R:
-    path = _path(folder, name)
-    try:
-        return build_record(kind, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to make it again") from error
+    (found,) = store.read_records(_path(folder, name), kind)
+    return found

@@ -135,7 +135,7 @@ def _proxy(
 ) -> Proxy:
     """Cut the dense network once, and prove the cut."""
 
-    def choose() -> str:
+    def choose() -> Plan:
         scores = score(
             subject.graph,
             config.criterion,
@@ -144,9 +144,9 @@ def _proxy(
             options=config.options,
             progress=run.progress,
         )
-        return allocate(subject.graph, scores, **target, scope=config.scope).to_json() + "\n"
+        return allocate(subject.graph, scores, **target, scope=config.scope)
 
-    plan = Plan.from_json(store.remembered(run.stage(f"{name}.json"), choose))
+    plan = store.remembered_plan(run.stage(f"{name}.json"), choose)
     network, check = stages.cut_and_verify(subject, plan)
     return Proxy(network, plan, check)
 

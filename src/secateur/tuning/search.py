@@ -220,8 +220,7 @@ def _carry_out(hunt: Hunt, bench: Bench, proxy: nn.Module, trial: Trial, values:
         found, _ = attempt(bench, proxy, values, folder, f"trial {trial.number}", tell=tell)
         state = "diverged" if found.note else "complete"
     except Stopped:
-        path = folder / CURVE
-        curve = store.load_records(path, path.read_text("utf-8"), Quality)
+        curve = store.read_records(folder / CURVE, Quality)
         found = Attempt(curve, (), time.perf_counter() - began)
         state = "stopped"
     tried = judge(hunt, trial.number, values, found, state)

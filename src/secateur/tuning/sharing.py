@@ -13,13 +13,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from secateur.files import make_folder
+
 LOCKS = "locks"
 WAIT = 0.2
 
 
 def lock_of(folder: Path, name: str) -> FileLock:
     """Return the lock of a piece of work, not taken yet."""
-    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / LOCKS)
     return FileLock(folder / LOCKS / f"{name}.lock")
 
 
