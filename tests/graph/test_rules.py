@@ -838,7 +838,7 @@ STUCK: dict[str, Stuck] = {
         "taken one by one",
     ),
     "channels_sorted": plain_stuck("positions along it are returned", lambda m, x: x.sort(1)[0]),
-    "channels_cumulated": plain_stuck("positions along it", lambda m, x: x.cumsum(1)),
+    "channels_cumulated": plain_stuck("positions along it", lambda m, x: x.cumprod(1)),
     "channels_flipped": plain_stuck("its positions are reordered", lambda m, x: x.flip(1)),
     "channels_rolled": plain_stuck("its positions are reordered", lambda m, x: x.roll(1, 1)),
     "largest_channel": plain_stuck("", lambda m, x: x * x.argmax(1, keepdim=True)),

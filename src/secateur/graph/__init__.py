@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from secateur.graph import (
+    rules_experts,
     rules_layers,
     rules_lookup,
     rules_sequences,
@@ -29,7 +30,14 @@ from secateur.graph.training import couple, train_only
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 
-_RULE_ROOMS = (rules_layers, rules_lookup, rules_sequences, rules_slices, rules_views)
+_RULE_ROOMS = (
+    rules_experts,
+    rules_layers,
+    rules_lookup,
+    rules_sequences,
+    rules_slices,
+    rules_views,
+)
 
 
 @dataclass(frozen=True)

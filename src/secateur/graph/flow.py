@@ -38,12 +38,20 @@ def _aten(*names: str) -> frozenset[str]:
     return frozenset(f"aten.{name}" for name in names)
 
 
-# Operations that hand numbers of positions on as they are, and those that know what they mean.
+# Operations that hand numbers of positions on as they are, those that know what they mean, and
+# those that do not look at them.
 _CARRY = _aten(
     "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t",
     "expand", "clone", "contiguous", "alias", "detach", "slice", "select", "unbind", "split",
+    "_to_copy", "to",
 )  # fmt: skip
-_LOOK_UP = _aten("index", "index_select", "gather", "scatter", "scatter_")
+_LOOK_UP = _aten(
+    "index", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_",
+    "index_add", "index_add_", "sort", "histc", "bincount",
+)  # fmt: skip
+_SHAPE_ALONE = _aten(
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
+)  # fmt: skip
 _ONE_HOT = _aten("aminmax", "_local_scalar_dense", "eq")
 
 
@@ -197,7 +205,7 @@ class Flow:
                 continue
             if node.op in _CARRY and place == 0:
                 self.positions.update({key: axis for key in node.outs if key >= 0})
-            elif not (node.op in _LOOK_UP or self._understood(node, axis)):
+            elif not (node.op in _LOOK_UP | _SHAPE_ALONE or self._understood(node, axis)):
                 self.pin(node, [axis], "it computes with numbers of positions")
 
     def _understood(self, node: Node, axis: Axis) -> bool:

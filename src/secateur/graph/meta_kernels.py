@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from secateur.graph.grouped_product import GROUPED
+
 Kernel: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -248,6 +250,13 @@ _ACTIVATIONS = (
     "relu", "rsqrt", "sigmoid", "silu", "softplus", "sqrt", "tanh",
 )  # fmt: skip
 
+
+def _grouped_product(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """PyTorch knows the shape in half precision alone."""
+    left, right = args[:2]
+    return left.new_empty((*left.shape[:-1], right.shape[2])) if right.dim() == 3 else None
+
+
 KERNELS: dict[str, Kernel] = {
     **{f"aten.{name}": _activation for name in _ACTIVATIONS},
     **{f"aten.{name}_": _activation_in_place for name in _ACTIVATIONS},
@@ -266,5 +275,6 @@ KERNELS: dict[str, Kernel] = {
     "aten.native_layer_norm": _layer_norm,
     "aten.masked_fill": _masked_fill,
     "aten.embedding": _embedding,
+    GROUPED: _grouped_product,
     "aten.cat": _cat,
 }

@@ -26,11 +26,27 @@ def positions(flow: Flow, node: Node, dim: int) -> None:
         flow.set(node, out, index)
 
 
-@rule("sort", "argsort", "kthvalue", "cumsum", "cumprod", "logcumsumexp", "cummax")
+@rule("sort", "argsort", "kthvalue", "cumprod", "logcumsumexp", "cummax")
 def along(flow: Flow, node: Node) -> None:
-    """The order of the positions along one dimension matters: it is pinned."""
+    """The order of the positions along one dimension matters: it is pinned.
+
+    Numbers of positions stay such when they are sorted, and in the same order after a cut.
+    """
     dim = next((a for a in node.args[1:] if type(a) is int), -1)
     positions(flow, node, int(dim))
+    held = flow.positions.get(node.args[0].key)
+    if node.op == "aten.sort" and held is not None:
+        flow.hold_positions(node.outs[0], held)
+
+
+@rule("cumsum")
+def running_sum(flow: Flow, node: Node) -> None:
+    """A removed position adds nothing to those behind it."""
+    dims = flow.dims(node.args[0])
+    if dims:
+        dim = int(node.args[1]) % len(dims)
+        flow.read(node, 0, dim, dims[dim], "mask")
+    flow.set(node, dims)
 
 
 @rule("topk", "argmax", "argmin")
@@ -141,7 +157,10 @@ def index_add(flow: Flow, node: Node) -> None:
     """Rows of the source go where numbers say; the other dimensions are one."""
     dims, dim = flow.dims(node.args[0]), node.args[1] % len(flow.dims(node.args[0]))
     source = flow.dims(node.args[3])
-    flow.pin(node, [dims[dim], source[dim], *flow.dims(node.args[2])], "rows go by number")
+    adds = node.op.startswith("aten.index_add")
+    if not (adds and flow.look_up(node, dims[dim], node.args[2])):
+        flow.pin(node, [dims[dim]], "rows go by number")
+    flow.pin(node, [source[dim], *flow.dims(node.args[2])], "rows go by number")
     _unify_others(flow, node, dims, source, dim)
     flow.set(node, dims)
 
@@ -166,7 +185,7 @@ def scatter(flow: Flow, node: Node) -> None:
         if isinstance(ref, Ref) and flow.shape(ref):
             flow.pin(node, [flow.dims(ref)[dim]], "positions go by number")
             _unify_others(flow, node, dims, flow.dims(ref), dim)
-    known = node.op in ("aten.scatter", "aten.scatter_")
+    known = not node.op.startswith("aten.scatter_reduce")
     if not (known and flow.look_up(node, dims[dim], node.args[2])):
         flow.pin(node, [dims[dim]], "positions go by number")
     flow.set(node, dims)
