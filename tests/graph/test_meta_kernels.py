@@ -125,6 +125,20 @@ def test_the_answer_is_that_of_pytorch(name: str) -> None:
     assert (answered > 0) == (name in ANSWERED)
 
 
+HALF, ENDS = torch.bfloat16, made(3, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [HALF, F32], ids=str)
+def test_grouped_products(dtype: torch.dtype) -> None:
+    """PyTorch answers in half precision alone."""
+    for left, right, ends in (((9, 8), (3, 8, 16), ENDS), ((3, 9, 8), (3, 8, 16), None)):
+        args = made(*left, dtype=dtype), made(*right, dtype=dtype), ends
+        wanted = aten._grouped_mm.default(args[0].to(HALF), args[1].to(HALF), ends)
+        found = plain_result("aten._grouped_mm", args, {})
+        assert described(found) == described(wanted.to(dtype))
+    assert plain_result("aten._grouped_mm", (made(8, 9), made(9, 8), ENDS), {}) is None
+
+
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("x", [X2, X3, X4])
 def test_tensors_side_by_side(x: Tensor, dim: int) -> None:
@@ -163,7 +177,8 @@ def test_in_place_gives_the_tensor_itself() -> None:
 
 
 def test_every_operation_that_is_answered_is_tested() -> None:
-    tested = {str(call[0].overloadpacket) for call in CALLS.values()} | {"aten.cat"}
+    tested = {str(call[0].overloadpacket) for call in CALLS.values()}
+    tested |= {"aten.cat", "aten._grouped_mm"}
     kinds: dict[Callable[..., Any], set[str]] = {}
     for op, kernel in KERNELS.items():
         kinds.setdefault(kernel, set()).add(op)
