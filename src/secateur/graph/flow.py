@@ -94,10 +94,16 @@ class Work:
 
 
 class Flow:
-    """Axes of every tensor of a program, and what the rules learned on the way."""
+    """Axes of every tensor of a program, and what the rules learned on the way.
 
-    def __init__(self, program: Program) -> None:
+    With ``whole_groups`` no group of a grouped convolution is a unit, only the channels within
+    the groups are. That couples more, but channels that several divisions into groups share, as
+    in ShuffleNet, are then coupled where they are else pinned.
+    """
+
+    def __init__(self, program: Program, *, whole_groups: bool = False) -> None:
         self.program = program
+        self.whole_groups = whole_groups
         self.axes = Axes()
         self.requirements: list[Requirement] = []
         self.reads: list[Read] = []
