@@ -34,11 +34,17 @@ _KEEPS_SHAPE = frozenset(
     for name in (
         "_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm",
         "native_group_norm", "_fused_rms_norm", "native_batch_norm", "cudnn_batch_norm",
+        "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "renorm",
     )
 )  # fmt: skip
 
-
-_CHOICES = ("aten.topk", "aten.argmax", "aten.argmin")
+# Operations that return positions: alone, or behind the values that stand there.
+_POSITIONS = ("aten.argmax", "aten.argmin")
+_WITH_POSITIONS = frozenset(
+    f"aten.{name}"
+    for name in ("topk", "max", "min", "median", "nanmedian", "kthvalue", "mode", "cummax",
+                 "cummin")
+)  # fmt: skip
 
 
 @normal_mode()
@@ -150,12 +156,14 @@ class _MaskMode(DispatchMode):
 def _gather(func: Any, name: str, args: list[Any], kwargs: Any, points: Sequence[MaskPoint]) -> Any:
     """Run an operation over the kept positions; put its result back in place."""
     whole = args[0]
-    kept: dict[int, Tensor] = {}
+    taken: dict[int, dict[int, Tensor]] = defaultdict(dict)
     for point in points:
         alive = torch.ones(point.size, dtype=torch.bool, device=whole.device)
         alive[list(point.removed)] = False
-        kept[point.dim] = alive.nonzero().squeeze(1)
-    args[0] = _select(whole, kept)
+        taken[point.arg][point.dim] = alive.nonzero().squeeze(1)
+    for place, stay in taken.items():
+        args[place] = _select(args[place], stay)
+    kept = taken[0]
     if name in ("aten.native_layer_norm", "aten._fused_rms_norm"):
         lead = whole.dim() - len(args[1])
         args[1] = list(args[0].shape[lead:])
@@ -173,18 +181,23 @@ def _gather(func: Any, name: str, args: list[Any], kwargs: Any, points: Sequence
         args[4] = len(index)
         args[6] = len(torch.unique(index // (channels // groups)))
     result = func(*args, **kwargs)
-    if name in _CHOICES:
-        numbers = kept[points[0].dim]
-        return (result[0], numbers[result[1]]) if name == "aten.topk" else numbers[result]
-    if name not in _KEEPS_SHAPE:
-        return result
-    first = result[0] if isinstance(result, tuple) else result
-    full = whole.new_zeros(whole.shape, dtype=first.dtype)
+    parts = list(result) if isinstance(result, tuple) else [result]
+    if name in _POSITIONS or (name in _WITH_POSITIONS and len(parts) > 1):
+        parts[-1] = kept[points[0].dim][parts[-1]]
+    if name in _KEEPS_SHAPE:
+        small = parts[0].shape
+        parts = [_put_back(part, whole, kept) if part.shape == small else part for part in parts]
+    return tuple(parts) if isinstance(result, tuple) else parts[0]
+
+
+def _put_back(part: Tensor, whole: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """Return a tensor of the shape of ``whole`` with ``part`` at the kept positions."""
+    full = whole.new_zeros(whole.shape, dtype=part.dtype)
     grid = [torch.arange(n, device=whole.device) for n in whole.shape]
     for dim, index in kept.items():
         grid[dim] = index
-    full[torch.meshgrid(*grid, indexing="ij")] = first
-    return (full, *result[1:]) if isinstance(result, tuple) else full
+    full[torch.meshgrid(*grid, indexing="ij")] = part
+    return full
 
 
 def _select(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:

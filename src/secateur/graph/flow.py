@@ -7,8 +7,9 @@ A :class:`Flow` holds, for every traced tensor, one axis a dimension (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,12 @@ Rule = Callable[["Flow", Node], None]
 RULES: Registry[Rule] = Registry("op rule")
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register one rule for several ATen operations."""
+def rule(*names: str, namespace: str = "aten") -> Callable[[Rule], Rule]:
+    """Register one rule for several operations of a namespace."""
 
     def add(function: Rule) -> Rule:
         for name in names:
-            RULES.register(f"aten.{name}")(function)
+            RULES.register(f"{namespace}.{name}")(function)
         return function
 
     return add
@@ -38,20 +39,14 @@ def _aten(*names: str) -> frozenset[str]:
     return frozenset(f"aten.{name}" for name in names)
 
 
-# Operations that hand numbers of positions on as they are, those that know what they mean, and
-# those that do not look at them.
+# Operations that hand numbers of positions on as they are, and those that know what they mean.
 _CARRY = _aten(
     "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t",
     "expand", "clone", "contiguous", "alias", "detach", "slice", "select", "unbind", "split",
-    "_to_copy", "to",
 )  # fmt: skip
-_LOOK_UP = _aten(
-    "index", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_",
-    "index_add", "index_add_", "sort", "histc", "bincount",
-)  # fmt: skip
-_SHAPE_ALONE = _aten(
-    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-)  # fmt: skip
+# Of these, the ones that keep all numbers in order: positions of all still are.
+_WHOLE = _CARRY - _aten("slice", "select", "unbind", "split")
+_LOOK_UP = _aten("index", "index_select", "gather", "scatter", "scatter_")
 _ONE_HOT = _aten("aminmax", "_local_scalar_dense", "eq")
 
 
@@ -94,16 +89,10 @@ class Work:
 
 
 class Flow:
-    """Axes of every tensor of a program, and what the rules learned on the way.
+    """Axes of every tensor of a program, and what the rules learned on the way."""
 
-    With ``whole_groups`` no group of a grouped convolution is a unit, only the channels within
-    the groups are. That couples more, but channels that several divisions into groups share, as
-    in ShuffleNet, are then coupled where they are else pinned.
-    """
-
-    def __init__(self, program: Program, *, whole_groups: bool = False) -> None:
+    def __init__(self, program: Program) -> None:
         self.program = program
-        self.whole_groups = whole_groups
         self.axes = Axes()
         self.requirements: list[Requirement] = []
         self.reads: list[Read] = []
@@ -113,6 +102,8 @@ class Flow:
         self.kernels: set[int] = set()
         self.attentions: list[tuple[Axis, tuple[Axis, ...]]] = []
         self.positions: dict[int, Axis] = {}
+        self._ranges: set[int] = set()
+        self._repeated: dict[int, frozenset[int]] = {}
         self.used = program.used()
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
@@ -137,6 +128,9 @@ class Flow:
         for key in self.program.outputs:
             for axis in (*self.dims(Ref(key)), self.positions.get(key, fixed(0))):
                 self.axes.pin(axis, "the model's output")
+        for key, module in self.program.read:
+            for axis in (*self.dims(Ref(key)), self.positions.get(key, fixed(0))):
+                self.axes.pin(axis, f"{where_is('the code', module)} reads its values")
         for (op, left, right, outcome), module in self.program.comparisons.items():
             where = where_is("a comparison", module)
             if op == "==" and outcome:
@@ -209,9 +203,11 @@ class Flow:
             axis = self.positions.get(ref.key)
             if axis is None:
                 continue
-            if node.op in _CARRY and place == 0:
+            if place == 0 and (node.op in _CARRY or _wraps(node)):
                 self.positions.update({key: axis for key in node.outs if key >= 0})
-            elif not (node.op in _LOOK_UP | _SHAPE_ALONE or self._understood(node, axis)):
+                if node.op in _WHOLE and ref.key in self._ranges:
+                    self._ranges.update(node.outs)
+            elif not (node.op in _LOOK_UP or self._understood(node, axis)):
                 self.pin(node, [axis], "it computes with numbers of positions")
 
     def _understood(self, node: Node, axis: Axis) -> bool:
@@ -232,9 +228,25 @@ class Flow:
         self.pin(node, [axis[position : position + 1]], "it is told by its number")
         return True
 
-    def hold_positions(self, key: int, axis: Axis) -> None:
-        """Note that a tensor holds numbers of positions of ``axis``."""
+    def hold_positions(self, key: int, axis: Axis, *, every: bool = False) -> None:
+        """Note that a tensor holds numbers of positions of ``axis``; of every one, in order."""
         self.positions[key] = axis
+        if every:
+            self._ranges.add(key)
+
+    def repeated(self, key: int, dims: Iterable[int]) -> None:
+        """Note the dimensions along which a tensor says the same at every position."""
+        self._repeated[key] = frozenset(dims)
+
+    def constant_dims(self, ref: Ref) -> frozenset[int]:
+        """Return the dimensions along which a tensor is known to be the same everywhere."""
+        single = (d for d, n in enumerate(self.shape(ref)) if n == 1)
+        return self._repeated.get(ref.key, frozenset()).union(single)
+
+    def range_dim(self, ref: Ref) -> int | None:
+        """Return the dimension along which a tensor counts all positions in order, if it does."""
+        long = [d for d, n in enumerate(self.shape(ref)) if n > 1]
+        return long[0] if ref.key in self._ranges and len(long) == 1 else None
 
     def look_up(self, node: Node, axis: Axis, ref: Ref) -> bool:
         """Couple ``axis`` with the one whose positions ``ref`` holds; False where it holds none."""
@@ -244,7 +256,8 @@ class Flow:
         both = min(len(axis), len(held))
         self.unify(node, axis[:both], held[:both])
         self.pin(node, [axis[both:]], "no number leads there")
-        self.roles.append(("expert", held))
+        if ref.key not in self._ranges:
+            self.roles.append(("expert", held))
         return True
 
     def give_up(self, node: Node, why: str) -> None:
@@ -316,11 +329,23 @@ class Flow:
         else:
             self.requirements.append(Requirement(expr, axis, self.where(node)))
 
-    def at_least(self, node: Node, axis: Axis, size: Dim, least: int) -> None:
-        """Note that the size of ``axis``, the traced ``size``, must not fall below ``least``."""
-        if axis.shape[1]:
-            short = Apply("-", Apply("<=", least, size), 1)
-            self.requirements.append(Requirement(short, fixed(0), self.where(node)))
+    def at_least(self, node: Node, ref: Ref, dims: Iterable[int], least: int) -> None:
+        """Note that a tensor must keep ``least`` positions, counted over ``dims`` together."""
+        free = [d for d in dims if self.dims(ref)[d].shape[1]]
+        if free:
+            sizes: list[Expr] = [Dim(ref.key, d) for d in dims]
+            size = reduce(partial(Apply, "*"), sizes)
+            self.equal(node, Apply("<=", least, size), 1)
+
+    def constant(self, node: Node, value: Any) -> None:
+        """Note that a number in the code must stay ``value``, whatever sizes it is made from."""
+        self.equal(node, expr_of(value), int.__index__(value))
+
+    def equal(self, node: Node, expr: Expr, number: int) -> None:
+        """Note that what the code computes from sizes must stay ``number``."""
+        if not isinstance(expr, int):
+            same = Apply("-", expr, number)
+            self.requirements.append(Requirement(same, fixed(0), self.where(node)))
 
     def sized(self, node: Node, size: int, value: Any) -> Axis:
         """Return an axis for a new dimension whose size the code states as ``value``."""
@@ -396,3 +421,9 @@ class Flow:
 def refs_of(node: Node) -> list[Ref]:
     """Return the tensors that ``node`` reads, in order."""
     return [Ref(key) for key in refs_in((node.args, tuple(node.kwargs.values())))]
+
+
+def _wraps(node: Node) -> bool:
+    """Tell whether ``take_along_dim`` wraps negative numbers: a position is none."""
+    name = node.call.name if node.call else ""
+    return node.op == "aten.remainder" and name == "take_along_dim"

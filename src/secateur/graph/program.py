@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,6 +70,22 @@ class Node:
     turn: int
     pointwise: bool
 
+    def argument(self, name: str, default: Any = None) -> Any:
+        """Return an argument by its name in the operation's schema, else its default there."""
+        for place, (known, value) in enumerate(_arguments(self.op, self.overload)):
+            if known == name:
+                given = self.args[place] if place < len(self.args) else self.kwargs.get(name)
+                return value if given is None else given
+        return default
+
+
+@lru_cache(maxsize=1024)
+def _arguments(op: str, overload: str) -> tuple[tuple[str, Any], ...]:
+    """Return the names and defaults of an operation's arguments, in order."""
+    namespace, _, name = op.partition(".")
+    found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    return tuple((argument.name, argument.default_value) for argument in found._schema.arguments)
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -82,7 +99,11 @@ class TensorInfo:
 
 @dataclass
 class Program:
-    """The operations of one forward pass, in order; ``numbers`` that the code made tensors of."""
+    """The operations of one forward pass, in order.
+
+    ``numbers`` are those that the code made tensors of, ``read`` the tensors whose values it
+    took out (``tolist``), with the module that did.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     tensors: list[TensorInfo] = field(default_factory=list)
@@ -90,6 +111,7 @@ class Program:
     attributes: dict[str, int] = field(default_factory=dict)
     comparisons: dict[tuple[str, Expr, Expr, bool], str] = field(default_factory=dict)
     numbers: dict[int, float] = field(default_factory=dict)
+    read: list[tuple[int, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     batch: int = 1
     way: str = ""

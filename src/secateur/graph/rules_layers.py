@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from secateur.graph.axes import Axis, fixed, merge
 from secateur.graph.flow import Flow, refs_of, rule
-from secateur.graph.program import Call, Node, Program, Ref
-from secateur.graph.rules_lookup import positions
+from secateur.graph.program import Call, Node, Ref
 from secateur.graph.rules_sequences import padded_sizes
+from secateur.graph.sizes import Dim, Sized
 
 
 @rule("add", "add_", "sub_", "mul_", "div_", "copy_", "masked_fill", "masked_fill_", "where",
@@ -23,7 +21,8 @@ from secateur.graph.rules_sequences import padded_sizes
       "selu_", "threshold_", "exp_", "neg_", "sqrt_", "pow_", "addcmul", "lerp",
       "logical_not", "bitwise_not", "isnan", "native_dropout_backward", "rrelu_with_noise",
       "log_sigmoid_forward", "maximum", "minimum", "_safe_where", "complex",
-      "fake_quantize_per_tensor_affine", "nan_to_num", "logit",
+      "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
+      "nan_to_num", "logit", "floor_divide", "polar",
       "eq", "ne", "lt", "gt", "le", "ge", "_assert_tensor_metadata")  # fmt: skip
 def pointwise(flow: Flow, node: Node) -> None:
     """Element by element with broadcasting: aligned axes are one axis."""
@@ -81,14 +80,18 @@ def convolution(flow: Flow, node: Node) -> None:
 
     Grouped, C = G x C/G on both sides: the groups are one axis, the channels within a
     group another, which all groups share. A depthwise convolution contracts nothing.
+    A spatial dimension that the kernel meets position by position passes.
     """
     x, weight, bias = node.args[:3]
     flow.kernels.add(weight.key)
-    transposed, groups = node.args[6], node.args[8]
+    transposed, groups = node.argument("transposed", False), node.argument("groups")
     dims, w = list(flow.dims(x)), flow.dims(weight)
     batched = len(dims) == len(w)
-    channel = dims[1 if batched else 0]
-    flow.pin(node, dims[2 if batched else 1 :], "a convolution slides over it")
+    start = 2 if batched else 1
+    channel = dims[start - 1]
+    passing = _passing(node, flow.shape(weight)[2:])
+    slid = [axis for axis, passes in zip(dims[start:], passing, strict=True) if not passes]
+    flow.pin(node, slid, "a convolution slides over it")
     flow.pin(node, w[2:], "the kernel's extent")
     taps = math.prod(flow.shape(weight)[2:])
     if groups == 1:
@@ -100,26 +103,37 @@ def convolution(flow: Flow, node: Node) -> None:
         contracted, out_axis = _grouped(flow, node, channel, w, int(groups), bool(transposed))
     if bias is not None:
         flow.unify(node, out_axis, flow.dims(bias)[0])
-    shape = flow.out_shape(node)
-    start = 2 if batched else 1
-    spatial = [flow.pinned(n, "a spatial dimension") for n in shape[start:]]
-    flow.set(node, [*([dims[0]] if batched else []), out_axis, *spatial])
-    area = math.prod(flow.shape(x)[start:] if transposed else shape[start:])
-    lead = [dims[0]] if batched else []
-    flow.count(taps * area, [*lead, out_axis, contracted])
+    sizes = flow.out_shape(node)[start:]
+    spatial = [
+        axis if passes else flow.pinned(n, "a spatial dimension")
+        for axis, passes, n in zip(dims[start:], passing, sizes, strict=True)
+    ]
+    lead = dims[: start - 1]
+    flow.set(node, [*lead, out_axis, *spatial])
+    counted = flow.shape(x)[start:] if transposed else sizes
+    area = math.prod(n for n, passes in zip(counted, passing, strict=True) if not passes)
+    through = [axis for axis, passes in zip(spatial, passing, strict=True) if passes]
+    flow.count(taps * area, [*lead, out_axis, contracted, *through])
+
+
+def _passing(node: Node, kernel: Sequence[int]) -> list[bool]:
+    """Tell for each spatial dimension whether every position is met by itself."""
+    options = (("stride", 1), ("padding", 0), ("output_padding", 0))
+    found = [n == 1 for n in kernel]
+    for name, idle in options:
+        given = node.argument(name, (idle,))
+        each = given if len(given) == len(kernel) else given * len(kernel)
+        found = [passes and n == idle for passes, n in zip(found, each, strict=True)]
+    return found
 
 
 def _grouped(
     flow: Flow, node: Node, channel: Axis, w: list[Axis], groups: int, transposed: bool
 ) -> tuple[Axis, Axis]:
     where = flow.where(node)
-    if flow.whole_groups and len(channel) > groups < len(w[0]):
-        g_in = fixed(groups)
-        within, rest = (_alike(flow, node, axis, groups) for axis in (channel, w[0]))
-    else:
-        g_in, within = flow.axes.split(channel, [groups, len(channel) // groups], where)
-        g_w, rest = flow.axes.split(w[0], [groups, len(w[0]) // groups], where)
-        flow.unify(node, g_in, g_w)
+    g_in, within = flow.axes.split(channel, [groups, len(channel) // groups], where)
+    g_w, rest = flow.axes.split(w[0], [groups, len(w[0]) // groups], where)
+    flow.unify(node, g_in, g_w)
     stated = node.call and node.call.kwargs.get("groups", _positional_groups(node))
     flow.require(node, g_in, groups if stated is None else stated)
     if transposed:
@@ -130,22 +144,6 @@ def _grouped(
     if len(w[1]) > 1:
         flow.consume(node, (0, 1), (1, 1), channel)
     return w[1], w[0]
-
-
-def has_grouped_convolutions(program: Program) -> bool:
-    """Tell whether a convolution has several groups of several channels each."""
-    return any(
-        node.op == "aten.convolution" and node.args[8] > 1 and program.shape(node.args[1])[1] > 1
-        for node in program.nodes
-    )
-
-
-def _alike(flow: Flow, node: Node, axis: Axis, groups: int) -> Axis:
-    """Couple the channels that have the same place in every group; return those of the first."""
-    first, *others = np.split(axis, groups)
-    for other in others:
-        flow.unify(node, other, first)
-    return first
 
 
 def _positional_groups(node: Node) -> int | None:
@@ -276,49 +274,6 @@ def layer_norm(flow: Flow, node: Node) -> None:
     flow.set(node, dims)
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d",
-      "avg_pool1d", "max_pool2d", "max_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-      "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
-      "adaptive_max_pool3d", "fractional_max_pool2d", "reflection_pad1d", "reflection_pad2d",
-      "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
-      "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
-      "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
-      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d",
-      "max_unpool2d")  # fmt: skip
-def spatial(flow: Flow, node: Node) -> None:
-    """Pooling, resizing and padding act on the last dimensions; the others pass."""
-    found = re.search(r"([123])d", node.op)
-    rank = int(found.group(1)) if found else 2
-    dims = flow.dims(node.args[0])
-    flow.pin(node, dims[-rank:], "a spatial operation acts on it")
-    for index, key in enumerate(node.outs):
-        if key >= 0:
-            sizes = flow.out_shape(node, index)[-rank:]
-            spatial_dims = [flow.pinned(n, "a spatial dimension") for n in sizes]
-            flow.set(node, [*dims[:-rank], *spatial_dims], index)
-
-
-@rule("pixel_shuffle")
-def pixel_shuffle(flow: Flow, node: Node) -> None:
-    """C x r x r channels become C channels of r x r positions: r is fixed."""
-    dims, r = flow.dims(node.args[0]), int(node.args[1])
-    channel, *fine = flow.axes.split(dims[-3], [len(dims[-3]) // (r * r), r, r], flow.where(node))
-    flow.pin(node, [*fine, *dims[-2:]], "positions of a pixel shuffle")
-    shape = flow.out_shape(node)
-    flow.set(node, [*dims[:-3], channel, *(flow.pinned(n, "space") for n in shape[-2:])])
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, node: Node) -> None:
-    """Space becomes channels: each channel becomes r x r."""
-    dims, r = flow.dims(node.args[0]), int(node.args[1])
-    flow.pin(node, dims[-2:], "positions of a pixel shuffle")
-    shape = flow.out_shape(node)
-    channel = merge([dims[-3], fixed(r * r)])
-    flow.set(node, [*dims[:-3], channel, *(flow.pinned(n, "space") for n in shape[-2:])])
-
-
 @rule("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(flow: Flow, node: Node) -> None:
     """G x C/G channels become C/G x G; G is fixed."""
@@ -340,36 +295,6 @@ def glu(flow: Flow, node: Node) -> None:
     flow.set(node, dims)
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "prod", "logsumexp",
-      "linalg_vector_norm", "norm", "any", "all", "nansum", "max", "min", "median")  # fmt: skip
-def reduction(flow: Flow, node: Node) -> None:
-    """The reduced dimensions end here: over the kept positions where they are cut."""
-    dims = flow.dims(node.args[0])
-    if node.op in ("aten.max", "aten.min") and len(node.args) > 1:
-        if isinstance(node.args[1], Ref):
-            pointwise(flow, node)
-        else:
-            positions(flow, node, int(node.args[1]))
-        return
-    given = next((a for a in node.args[1:] if isinstance(a, tuple)), None)
-    if given is None:
-        numbers = [a for a in node.args[1:] if isinstance(a, int) and not isinstance(a, bool)]
-        named = node.kwargs.get("dim")
-        given = named if isinstance(named, tuple) else (named,) if named is not None else None
-        if given is None and node.overload == "dim" and numbers:
-            given = (numbers[0],)
-    reduced = {d % len(dims) for d in given} if given else set(range(len(dims)))
-    for d in sorted(reduced):
-        flow.read(node, 0, d, dims[d], "gather")
-    shape = flow.out_shape(node)
-    if len(shape) == len(dims):
-        out = [fixed(1) if d in reduced else axis for d, axis in enumerate(dims)]
-    else:
-        out = [axis for d, axis in enumerate(dims) if d not in reduced]
-    for index in range(len(node.outs)):
-        flow.set(node, out, index)
-
-
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 def softmax(flow: Flow, node: Node) -> None:
     """Normalised over one dimension: over the kept positions where it is cut."""
@@ -377,6 +302,14 @@ def softmax(flow: Flow, node: Node) -> None:
     dim = int(node.args[1]) % max(1, len(dims))
     flow.read(node, 0, dim, dims[dim], "gather")
     flow.set(node, dims)
+
+
+def _sizes_of_input(flow: Flow, call: Call, shape: Sequence[int]) -> tuple[object, ...]:
+    """Return what a function says of its new tensor: as its input where it does not differ."""
+    x = call.args[0] if call.args else call.kwargs["input"]
+    alike = zip(shape, flow.shape(x), strict=False)
+    sizes = [Sized(n, Dim(x.key, d)) if n == m else n for d, (n, m) in enumerate(alike)]
+    return (*sizes, *shape[len(sizes) :])
 
 
 @rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty",
@@ -398,4 +331,6 @@ def create(flow: Flow, node: Node) -> None:
             sizes = (*shape[:-1], classes(call))
         if call.name == "_pad_packed_sequence":
             sizes = padded_sizes(call, shape)
+        if call.name == "pad":
+            sizes = _sizes_of_input(flow, call, shape)
     flow.set(node, [flow.sized(node, n, s) for n, s in zip(shape, sizes, strict=True)])

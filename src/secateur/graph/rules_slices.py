@@ -7,7 +7,7 @@ from typing import Any
 from secateur.graph.attention import attention_width
 from secateur.graph.flow import Flow, rule
 from secateur.graph.program import Node, Ref
-from secateur.graph.sizes import Dim, Sized, ceil_div, expr_of
+from secateur.graph.sizes import Apply, Dim, Sized, ceil_div, expr_of
 
 
 @rule("select", "select_copy")
@@ -63,6 +63,9 @@ def slice_(flow: Flow, node: Node) -> None:
     flow.set(node, dims)
 
 
+_EVEN_SPLITS = ("tensor_split", "hsplit", "vsplit", "dsplit")
+
+
 def _stated_bounds(
     flow: Flow, node: Node, dim: int, first: int, last: int, size: int
 ) -> tuple[Any, Any]:
@@ -71,6 +74,14 @@ def _stated_bounds(
     if call is not None and call.name == "narrow" and len(call.args) == 4:
         start, length = call.args[2], call.args[3]
         return (start, start + length) if start >= 0 else ("end", "end")
+    if call is not None and call.name in _EVEN_SPLITS:
+        parts = call.kwargs.get("sections", call.kwargs.get("indices_or_sections", call.args[1]))
+        if isinstance(parts, int) and size % parts == 0:
+            total, count = Dim(node.args[0].key, dim), expr_of(parts)
+            flow.equal(node, Apply("%", total, count), 0)
+            each = Sized(size // int.__index__(parts), Apply("//", total, count))
+            return first // int.__index__(each) * each, last // int.__index__(each) * each
+        flow.pin(node, [flow.dims(node.args[0])[dim]], "it is split at places fixed in the code")
     if call is not None and call.name in ("__getitem__", "__setitem__"):
         for at, item in _slices_of(call.args[1], len(flow.shape(call.args[0]))):
             if at == dim and item.indices(size)[:2] == (first, last):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from secateur.graph.attention import attention_sizes
 from secateur.graph.axes import Axis, fixed, merge, stack
 from secateur.graph.flow import Flow, rule
-from secateur.graph.program import Node, Ref
+from secateur.graph.program import Node, Ref, refs_in
 from secateur.graph.sizes import Dim, Sized
 
 # Functions whose inner views follow from the shapes of their tensors alone.
@@ -23,7 +25,8 @@ _SHAPED_BY_TENSORS = frozenset(
         "adaptive_avg_pool2d adaptive_max_pool1d avg_pool1d max_pool1d interpolate",
         "__getitem__ __setitem__ softmax mean sum movedim moveaxis transpose permute lstm gru",
         "rnn_tanh rnn_relu lstm_cell gru_cell cosine_similarity normalize norm where",
-        "repeat_interleave prelu _pad_packed_sequence",
+        "repeat_interleave prelu kron inner quantile nanquantile cdist local_response_norm",
+        "_pad_packed_sequence",
     )
     for name in line.split()
 )
@@ -141,7 +144,7 @@ def unsqueeze(flow: Flow, node: Node) -> None:
 
 @rule("squeeze", "squeeze_copy", "squeeze_")
 def squeeze(flow: Flow, node: Node) -> None:
-    """Drop dimensions of size one; a size that a cut could make one stays as it is."""
+    """Drop dimensions of size one; of the others named, two positions stay, or they would go."""
     dims = flow.dims(node.args[0])
     if len(node.args) > 1:
         which = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
@@ -149,6 +152,8 @@ def squeeze(flow: Flow, node: Node) -> None:
     else:
         chosen = set(range(len(dims)))
     drop = {d for d in chosen if len(dims[d]) == 1}
+    for d in chosen - drop:
+        flow.at_least(node, node.args[0], [d], 2)
     flow.set(node, [axis for d, axis in enumerate(dims) if d not in drop])
 
 
@@ -207,6 +212,8 @@ def expand(flow: Flow, node: Node) -> None:
     dims, target = flow.dims(node.args[0]), flow.out_shape(node)
     stated = _expand_sizes(node, target)
     lead = len(target) - len(dims)
+    alike = {d + lead for d in flow.constant_dims(node.args[0])}
+    flow.repeated(node.outs[0], {*range(lead), *alike})
     out = []
     for d, size in enumerate(target):
         if d >= lead and len(dims[d - lead]) == size:
@@ -215,6 +222,8 @@ def expand(flow: Flow, node: Node) -> None:
             out.append(dims[d - lead])
         elif (axis := _partner(flow, node, d - len(target), size)) is not None:
             out.append(axis)
+        elif node.call is not None and node.call.name in _COUPLED_LATER:
+            out.append(flow.axes.fresh(size))
         elif stated[d] is None:
             out.append(flow.pinned(size, f"{flow.where(node)}: repeated positions"))
         else:
@@ -222,14 +231,25 @@ def expand(flow: Flow, node: Node) -> None:
     flow.set(node, out)
 
 
+# Functions that repeat their tensors to a common shape, aligned from the right.
+_BROADCASTING = ("normalize", "cosine_similarity", "pairwise_distance", "broadcast_tensors",
+                 "cdist", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+                 "gaussian_nll_loss", "triplet_margin_loss", "cosine_embedding_loss",
+                 "take_along_dim")  # fmt: skip
+# Functions that repeat a tensor for an operation of their own that couples what is repeated.
+_COUPLED_LATER = ("__setitem__", "quantile", "nanquantile")
+_PRODUCTS = ("matmul", "__matmul__", "__rmatmul__")
+
+
 def _partner(flow: Flow, node: Node, place: int, size: int) -> Axis | None:
-    """Return the batch axis of the other operand, to which a product repeats this one."""
+    """Return the axis of another operand to which a function repeats this one."""
     call = node.call
-    if call is None or call.name not in ("matmul", "__matmul__", "__rmatmul__") or place > -3:
+    batch = call is not None and call.name in _PRODUCTS and place <= -3
+    if call is None or not (batch or call.name in _BROADCASTING):
         return None
-    for ref in call.args:
-        if isinstance(ref, Ref) and len(flow.shape(ref)) >= -place:
-            axis = flow.dims(ref)[place]
+    for key in refs_in((call.args, tuple(call.kwargs.values()))):
+        if len(flow.shape(Ref(key))) >= -place:
+            axis = flow.dims(Ref(key))[place]
             if len(axis) == size:
                 return axis
     return None
@@ -241,8 +261,9 @@ def _expand_sizes(node: Node, target: Sequence[int]) -> list[Any]:
         sizes = spread(call.args[1:] or tuple(call.kwargs.values()))
         if len(sizes) == len(target):
             return list(sizes)
-    if call is not None and call.name == "expand_as" and isinstance(call.args[1], Ref):
-        return [Sized(n, Dim(call.args[1].key, d)) for d, n in enumerate(target)]
+    if call is not None and call.name == "expand_as":
+        other = call.kwargs.get("other", call.args[-1])
+        return [Sized(n, Dim(other.key, d)) for d, n in enumerate(target)]
     if call is not None and call.name == "repeat_interleave" and len(call.args) > 1:
         return [call.args[1] if n == call.args[1] else None for n in target]
     return [None] * len(target)
@@ -295,10 +316,114 @@ def pad(flow: Flow, node: Node) -> None:
     flow.set(node, dims)
 
 
-@rule("flip", "roll")
-def shuffle(flow: Flow, node: Node) -> None:
-    """Reordering along a dimension pins it; the others pass."""
+@rule("flip")
+def flip(flow: Flow, node: Node) -> None:
+    """Read dimensions backwards."""
+    dims = list(flow.dims(node.args[0]))
+    for d in node.argument("dims"):
+        dims[d] = dims[d][::-1]
+    flow.set(node, dims)
+
+
+@rule("roll")
+def roll(flow: Flow, node: Node) -> None:
+    """Put the last positions first: as many of them must stay as the code states."""
+    source, shifts, which = node.args[0], node.argument("shifts"), node.argument("dims")
+    dims = list(flow.dims(source))
+    if not which:
+        flow.pin(node, dims, "its positions are reordered")
+    for shift, stated, d in zip(shifts, _stated_shifts(node, shifts), which, strict=bool(which)):
+        axis = dims[d]
+        back = shift % max(1, len(axis))
+        cut = len(axis) - back
+        if back and axis.shape[1]:
+            ahead = shift > 0
+            part = axis[cut:] if ahead else axis[:cut]
+            count = stated if ahead else -stated
+            if abs(shift) < len(axis):
+                flow.require(node, part, count)
+            else:
+                flow.pin(node, [axis], "its positions are reordered")
+        dims[d] = np.concatenate([axis[cut:], axis[:cut]])
+    flow.set(node, dims)
+
+
+def _stated_shifts(node: Node, shifts: Sequence[int]) -> Sequence[Any]:
+    """Return the shifts as the code wrote them."""
+    call = node.call
+    if call is None or call.name != "roll":
+        return shifts
+    given = call.kwargs.get("shifts", call.args[1] if len(call.args) > 1 else shifts)
+    found = given if isinstance(given, tuple) else (given,)
+    return found if len(found) == len(shifts) else shifts
+
+
+@rule("tril", "triu", "tril_", "triu_")
+def triangle(flow: Flow, node: Node) -> None:
+    """Rows are compared with columns by number: both are one dimension, its order kept."""
+    dims, off = flow.dims(node.args[0]), node.argument("diagonal", 0)
+    # Between neighbours others may go, so only the diagonal itself is a border that stays.
+    strict = -1 if "tril" in node.op else 1
+    if len(dims[-1]) == len(dims[-2]) and off in (0, strict):
+        flow.unify(node, dims[-2], dims[-1])
+    else:
+        flow.pin(node, dims[-2:], "rows are compared with columns by number")
+    flow.set(node, dims)
+
+
+@rule("diagonal", "diagonal_copy", "trace")
+def diagonal(flow: Flow, node: Node) -> None:
+    """Equal positions of two dimensions, which are one."""
     dims = flow.dims(node.args[0])
-    which = node.args[-1] if node.args[-1] else tuple(range(len(dims)))
-    flow.pin(node, [dims[d % len(dims)] for d in which], "its positions are reordered")
+    one, other = (node.argument(name, k) % len(dims) for k, name in enumerate(("dim1", "dim2")))
+    axis = dims[one]
+    if node.argument("offset", 0) == 0 and len(axis) == len(dims[other]):
+        flow.unify(node, axis, dims[other])
+    else:
+        flow.pin(node, [axis, dims[other]], "rows are compared with columns by number")
+        axis = flow.pinned(flow.out_shape(node)[-1], "a diagonal") if node.outs else axis
+    rest = [a for d, a in enumerate(dims) if d not in (one, other)]
+    if node.op == "aten.trace":
+        for d in (one, other):
+            flow.read(node, 0, d, dims[d], "gather")
+        flow.set(node, [])
+    else:
+        flow.set(node, [*rest, axis])
+
+
+@rule("diag_embed", "eye")
+def square(flow: Flow, node: Node) -> None:
+    """A square of zeros but for its diagonal: rows and columns are one dimension."""
+    shape = flow.out_shape(node)
+    if node.op == "aten.eye":
+        named = node.call is not None and node.call.name == "eye" and node.call.args
+        stated = node.call.args[0] if node.call and named else shape[0]
+        axis = flow.sized(node, shape[0], stated)
+        if len(set(shape)) > 1:
+            raise ValueError("it is not square")
+        flow.set(node, [axis, axis])
+        return
+    dims = flow.dims(node.args[0])
+    if node.argument("offset", 0):
+        raise ValueError("off the diagonal")
+    out = list(dims[:-1])
+    one, other = (node.argument(name, k) % len(shape) for k, name in ((-2, "dim1"), (-1, "dim2")))
+    for place in sorted((one, other)):
+        out.insert(place, dims[-1])
+    flow.set(node, out)
+
+
+@rule("select_scatter", "slice_scatter", "diagonal_scatter")
+def scatter_part(flow: Flow, node: Node) -> None:
+    """A part of one dimension is replaced by number: it is pinned, the others are one."""
+    if node.op == "aten.diagonal_scatter":
+        raise ValueError("two dimensions are replaced at once")
+    dims, part = flow.dims(node.args[0]), list(flow.dims(node.args[1]))
+    dim = node.argument("dim", 0) % len(dims)
+    if node.op == "aten.select_scatter":
+        part.insert(dim, fixed(1))
+    flow.pin(node, [dims[dim], part[dim]], "a part of it is replaced by number")
+    for d, axis in enumerate(dims):
+        if d != dim:
+            flow.unify(node, axis, part[d])
     flow.set(node, dims)
