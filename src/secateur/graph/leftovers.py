@@ -11,18 +11,17 @@ are left: one reading takes a tenth of a second and more.
 
 from __future__ import annotations
 
-import functools
 import gc
 import weakref
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from secateur.errors import TraceError
+from secateur.graph.function_caches import CACHED
+from secateur.graph.referrers import owners_of
 
-_CACHED = type(functools.lru_cache(lambda: None))
 _DEPTH = 3
 """How deep in lists, tuples and dictionaries of one cached result a tensor is looked for."""
 
@@ -68,7 +67,7 @@ def _alive(made: Iterable[weakref.ref[Tensor]]) -> list[Tensor]:
 def _empty_functions(wanted: set[int]) -> None:
     """Clear ``functools`` caches that hold one of the tensors."""
     for found in gc.get_objects():
-        if type(found) is _CACHED and any(
+        if type(found) is CACHED and any(
             _holds(kept, wanted, _DEPTH) for kept in gc.get_referents(found)
         ):
             found.cache_clear()
@@ -78,23 +77,11 @@ def _empty_dictionaries(alive: Sequence[Tensor]) -> None:
     """Delete what dictionaries keep under a key of their own; names of code are none."""
     wanted = {id(tensor) for tensor in alive}
     holders = [holder for holder in gc.get_referrers(*alive) if isinstance(holder, dict)]
-    owners = _owners(holders)
+    owners = owners_of(holders)
     for holder in holders:
         if not any(_is_namespace(holder, owner) for owner in owners[id(holder)]):
             for key in [key for key, value in holder.items() if id(value) in wanted]:
                 del holder[key]
-
-
-def _owners(kept: Sequence[Any]) -> dict[int, list[Any]]:
-    """Return what refers to each of some objects, by its id."""
-    found: dict[int, list[Any]] = defaultdict(list)
-    wanted = {id(one) for one in kept}
-    for owner in gc.get_referrers(*kept) if kept else ():
-        if owner is kept:
-            continue
-        for referent in {id(one) for one in gc.get_referents(owner)} & wanted:
-            found[referent].append(owner)
-    return found
 
 
 def _is_namespace(names: dict[Any, Any], owner: Any) -> bool:
@@ -118,8 +105,8 @@ def _holds(kept: Any, wanted: set[int], depth: int) -> bool:
 
 def _place(alive: Sequence[Tensor]) -> tuple[str, Tensor]:
     """Say where one of the tensors is kept: a variable by its name, else the kind of object."""
-    holders = _owners(alive)
-    names = _owners([holder for found in holders.values() for holder in found])
+    holders = owners_of(alive)
+    names = owners_of([holder for found in holders.values() for holder in found])
     for tensor in alive:
         for holder in holders[id(tensor)]:
             if isinstance(holder, dict):

@@ -67,13 +67,17 @@ class Sized(int):
     """An int with the expression that made it."""
 
     expr: Expr
-    __hash__ = int.__hash__
+    trace: object
 
     def __new__(cls, value: int, expr: Expr) -> Sized:
         """Make ``value`` remember ``expr``."""
         made = super().__new__(cls, value)
-        made.expr = expr
+        made.expr, made.trace = expr, _trace.get()
         return made
+
+    def __hash__(self) -> int:
+        _tell_of_hash()
+        return int.__hash__(self)
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)
@@ -139,7 +143,7 @@ class Sized(int):
 
     def __int__(self) -> int:
         value = int.__index__(self)
-        _fix(self.expr, value)
+        _fix(expr_of(self), value)
         return value
 
     def __neg__(self) -> Any:
@@ -161,6 +165,33 @@ def _apply(op: str, left: Any, right: Any) -> Any:
     return Sized(value, Apply(op, expr_of(left), expr_of(right)))
 
 
+_trace: ContextVar[object] = ContextVar("_trace", default=None)
+_hashed: ContextVar[Callable[[], None] | None] = ContextVar("_hashed", default=None)
+
+
+def _tell_of_hash() -> None:
+    note = _hashed.get()
+    if note is not None:
+        note()
+
+
+@contextlib.contextmanager
+def sizes_of_one_trace(hashed: Callable[[], None] | None = None) -> Iterator[None]:
+    """Tell the sizes that are made inside from those of any other trace.
+
+    Code may keep sizes from one trace to the next; in another trace they are plain integers.
+
+    Args:
+        hashed: called before a size becomes the key of a dictionary, set or cache.
+    """
+    tokens = _trace.set(object()), _hashed.set(hashed)
+    try:
+        yield
+    finally:
+        _trace.reset(tokens[0])
+        _hashed.reset(tokens[1])
+
+
 _watcher: ContextVar[Callable[[str, Expr, Expr, bool], None] | None] = ContextVar(
     "_watcher", default=None
 )
@@ -179,7 +210,7 @@ def watch_comparisons(note: Callable[[str, Expr, Expr, bool], None]) -> Iterator
 def _noted(op: str, left: Sized, right: object, outcome: bool) -> bool:
     note = _watcher.get()
     if note is not None and isinstance(right, int) and isinstance(outcome, bool):
-        note(op, left.expr, expr_of(right), outcome)
+        note(op, expr_of(left), expr_of(right), outcome)
     return outcome
 
 
@@ -202,15 +233,22 @@ class SizedFloat(float):
 
     expr: Expr
     value: int
+    trace: object
 
     def __new__(cls, number: float, size: Sized) -> SizedFloat:
         """Make ``number`` remember the size that it came from."""
         made = super().__new__(cls, number)
-        made.expr, made.value = size.expr, int.__index__(size)
+        made.expr, made.value = expr_of(size), int.__index__(size)
+        made.trace = _trace.get()
         return made
 
+    def __hash__(self) -> int:
+        _tell_of_hash()
+        return float.__hash__(self)
+
     def _whole(self, result: int) -> int:
-        _fix(self.expr, self.value)
+        if is_current(self):
+            _fix(self.expr, self.value)
         return result
 
     def __int__(self) -> int:
@@ -237,8 +275,14 @@ def _plain(value: Any) -> Any:
 
 
 def expr_of(value: int) -> Expr:
-    """Return the expression behind ``value``; a plain int is itself."""
-    return value.expr if isinstance(value, Sized) else int.__index__(value)
+    """Return the expression behind ``value``; an int, or one of another trace, is itself."""
+    return value.expr if isinstance(value, Sized) and is_current(value) else int.__index__(value)
+
+
+def is_current(value: Sized | SizedFloat) -> bool:
+    """Tell whether ``value`` belongs to the trace that runs; where none runs, it may be any."""
+    trace = _trace.get()
+    return trace is None or value.trace is trace
 
 
 def ceil_div(left: Expr, right: Expr) -> Expr:

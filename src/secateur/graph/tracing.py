@@ -25,13 +25,23 @@ from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.attributes import held_containers
 from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_like, plant_sizes
 from secateur.graph.dispatch import DispatchMode
+from secateur.graph.function_caches import KeyedBySize, keyed_by_size, private_caches
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
-from secateur.graph.sizes import Apply, Dim, Expr, Sized, SizedFloat, watch_comparisons
+from secateur.graph.sizes import (
+    Apply,
+    Dim,
+    Expr,
+    Sized,
+    SizedFloat,
+    is_current,
+    sizes_of_one_trace,
+    watch_comparisons,
+)
 
 Inputs = Any
 
@@ -101,7 +111,7 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
     for way in ways:
         made: list[weakref.ref[Tensor]] = []
         try:
-            program = _record(model, example_inputs, way, training, made)
+            program = _isolated(model, example_inputs, way, training, made)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
             reasons.append(f"{type(error).__name__}: {_first_line(error)}")
             program = None
@@ -123,6 +133,26 @@ WAYS = ("meta", "fake", "real")
 
 def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
+def _isolated(
+    model: nn.Module,
+    example_inputs: Inputs,
+    way: str,
+    training: bool,
+    made: list[weakref.ref[Tensor]],
+) -> Program:
+    """Trace one pass; once more, apart from the code's caches, where the code has such.
+
+    Reading all objects for caches takes a tenth of a second, and most networks have none.
+    """
+    try:
+        with sizes_of_one_trace(keyed_by_size):
+            return _record(model, example_inputs, way, training, made)
+    except KeyedBySize:
+        pass  # its frames keep tensors, so what follows stands outside
+    with private_caches(), sizes_of_one_trace():
+        return _record(model, example_inputs, way, training, made)
 
 
 def _record(
@@ -243,6 +273,8 @@ class _Recorder(DispatchMode):
         """Rebuild an argument with a :class:`Ref` for each tensor."""
         if isinstance(value, Tensor):
             return Ref(self.key(value))
+        if isinstance(value, Sized):
+            return value if is_current(value) else int.__index__(value)
         if isinstance(value, (list, tuple)):
             return tuple(self.refs(item) for item in value)
         if isinstance(value, slice):
