@@ -33,6 +33,7 @@ test-all: lint $(ZOO)
 	$(THREADS) $(BIN)/pytest -n $(WORKERS) -m ""
 
 bench: $(ZOO)
+	$(BIN)/python benchmarks/first_trace.py
 	$(BIN)/python benchmarks/peer.py
 	$(BIN)/python benchmarks/relevance.py
 	$(BIN)/python benchmarks/large.py

@@ -97,4 +97,5 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         dense=graph.cost(),
         pruned=graph.cost(mended.removed),
         lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
+        notes=graph.notes,
     )

@@ -49,6 +49,8 @@ def show_result(result: Result, folder: Path) -> None:
         drawn.add_row(row.label, *values)
     console.print(drawn)
     _line(console, f"proof:  {proof_of(result)}")
+    for note in result.notes:
+        _line(console, f"note:   {note}")
     _line(console, f"report: {folder / 'report.html'}")
 
 

@@ -840,7 +840,7 @@ STUCK: dict[str, Stuck] = {
     "channels_sorted": plain_stuck("positions along it are returned", lambda m, x: x.sort(1)[0]),
     "channels_rolled": plain_stuck("size 1 is fixed", lambda m, x: x.roll(1, 1)),
     "largest_channel": plain_stuck("", lambda m, x: x * x.argmax(1, keepdim=True)),
-    "no_rule": plain_stuck("it has no rule", lambda m, x: x * torch.histc(x, 4).mean()),
+    "no_rule": plain_stuck("it has no rule", lambda m, x: x * torch.linalg.svdvals(x).mean()),
     "never_read": Stuck(
         lambda: Net(lambda m, x: (m.a(x) * 0 + 1).sum() * m.b(x), a=conv(3, 6), b=conv(3, 4)),
         IMAGE,

@@ -185,8 +185,7 @@ def test_nothing_is_noted_where_shapes_are_enough() -> None:
 def test_code_that_looks_at_values_is_traced_with_real_tensors_and_says_so() -> None:
     graph = secateur.trace(Chooses(), torch.randn(2, 3))
     assert len(graph.groups) == 1
-    assert len(graph.notes) == 1
-    assert "traced with real tensors" in graph.notes[0]
+    assert [note for note in graph.notes if "traced with real tensors" in note] == [graph.notes[0]]
 
 
 def test_a_model_without_memory_can_be_traced() -> None:

@@ -53,6 +53,7 @@ from secateur.criteria.base import Context, Criterion
 from secateur.criteria.curvature import hessian_products, wide_weights, zeros
 from secateur.errors import InputError
 from secateur.graph.copies import copy_model, map_tensors
+from secateur.graph.grouped_product import GroupedInFloat64
 from secateur.graph.tracing import run_model
 from secateur.registry import Registry
 
@@ -273,7 +274,7 @@ def synflow(model: nn.Module, context: Context) -> Elements:
         return torch.ones(tensor.shape, dtype=torch.float64, device=device)
 
     twin = copy_model(model, positive).eval()
-    with torch.enable_grad():
+    with torch.enable_grad(), GroupedInFloat64():
         outputs = run_model(twin, map_tensors(context.example_inputs, ones))
         logits_of(outputs).sum().backward()
     held = dict(twin.named_parameters())

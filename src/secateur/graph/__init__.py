@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
 
 from secateur.graph import (
+    rules_experts,
     rules_layers,
     rules_lookup,
     rules_reductions,
@@ -22,16 +23,19 @@ from secateur.graph import (
 )
 from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
-from secateur.graph.groups import Group, Layout, Pinned, Removed, Slot, analyse
+from secateur.graph.groups import Analysis, Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.program import Program
+from secateur.graph.reach import ENOUGH, reach
+from secateur.graph.rules_layers import has_grouped_convolutions
 from secateur.graph.tracing import record
-from secateur.graph.training import couple, train_only
+from secateur.graph.training import TrainOnly, couple, train_only
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 
 _RULE_ROOMS = (
+    rules_experts,
     rules_layers,
     rules_lookup,
     rules_reductions,
@@ -111,6 +115,23 @@ def _uncollected() -> Iterator[None]:
 
 
 @normal_mode()
+def _analysed(program: Program, learnt: TrainOnly | None) -> Analysis:
+    """Find groups and pins; with whole groups of convolutions where that frees more."""
+
+    def flowed(*, whole_groups: bool) -> Analysis:
+        flow = Flow(program, whole_groups=whole_groups)
+        flow.run(None if learnt is None else partial(couple, learnt=learnt))
+        return analyse(flow)
+
+    found = flowed(whole_groups=False)
+    reached = reach(found)
+    if reached.share < ENOUGH and has_grouped_convolutions(program):
+        other = flowed(whole_groups=True)
+        if reach(other).stuck < reached.stuck:
+            found, reached = other, reach(other)
+    return replace(found, notes=(*found.notes, *reached.notes()))
+
+
 def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """Trace ``model`` and find what must be cut together.
 
@@ -124,10 +145,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     """
     with _uncollected():
         program = record(model, example_inputs)
-        flow = Flow(program)
-        learnt = train_only(model, example_inputs, program)
-        flow.run(None if learnt is None else partial(couple, learnt=learnt))
-        found = analyse(flow)
+        found = _analysed(program, train_only(model, example_inputs, program))
     return Graph(
         model, found.groups, found.pinned, found.notes, found.layout, program, example_inputs
     )

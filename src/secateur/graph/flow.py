@@ -39,14 +39,22 @@ def _aten(*names: str) -> frozenset[str]:
     return frozenset(f"aten.{name}" for name in names)
 
 
-# Operations that hand numbers of positions on as they are, and those that know what they mean.
+# Operations that hand numbers of positions on as they are, those that know what they mean, and
+# those that do not look at them.
 _CARRY = _aten(
     "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t",
     "expand", "clone", "contiguous", "alias", "detach", "slice", "select", "unbind", "split",
+    "_to_copy", "to",
+)  # fmt: skip
+_LOOK_UP = _aten(
+    "index", "index_select", "gather", "scatter", "scatter_", "scatter_add", "scatter_add_",
+    "index_add", "index_add_", "sort", "histc", "bincount",
+)  # fmt: skip
+_SHAPE_ALONE = _aten(
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
 )  # fmt: skip
 # Of these, the ones that keep all numbers in order: positions of all still are.
 _WHOLE = _CARRY - _aten("slice", "select", "unbind", "split")
-_LOOK_UP = _aten("index", "index_select", "gather", "scatter", "scatter_")
 _ONE_HOT = _aten("aminmax", "_local_scalar_dense", "eq")
 
 
@@ -89,10 +97,16 @@ class Work:
 
 
 class Flow:
-    """Axes of every tensor of a program, and what the rules learned on the way."""
+    """Axes of every tensor of a program, and what the rules learned on the way.
 
-    def __init__(self, program: Program) -> None:
+    With ``whole_groups`` no group of a grouped convolution is a unit, only the channels within
+    the groups are. That couples more, but channels that several divisions into groups share, as
+    in ShuffleNet, are then coupled where they are else pinned.
+    """
+
+    def __init__(self, program: Program, *, whole_groups: bool = False) -> None:
         self.program = program
+        self.whole_groups = whole_groups
         self.axes = Axes()
         self.requirements: list[Requirement] = []
         self.reads: list[Read] = []
@@ -207,7 +221,7 @@ class Flow:
                 self.positions.update({key: axis for key in node.outs if key >= 0})
                 if node.op in _WHOLE and ref.key in self._ranges:
                     self._ranges.update(node.outs)
-            elif not (node.op in _LOOK_UP or self._understood(node, axis)):
+            elif not (node.op in _LOOK_UP | _SHAPE_ALONE or self._understood(node, axis)):
                 self.pin(node, [axis], "it computes with numbers of positions")
 
     def _understood(self, node: Node, axis: Axis) -> bool:

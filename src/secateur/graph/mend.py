@@ -7,8 +7,10 @@ does not hold, the fewest units are given back, highest scores first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -38,9 +40,9 @@ def solve(
     for attr, wanted in needed.items():
         values[attr] = min(wanted)
     for rule in rules:
-        unknown = {v for v in leaves(rule.expr) if isinstance(v, Attr) and v not in needed}
-        if len(unknown) == 1 and not _holds(rule, sizes, values):
-            _search(rules, sizes, values, unknown.pop())
+        unknown = [v for v in leaves(rule.expr) if isinstance(v, Attr) and v not in needed]
+        if unknown and not _holds(rule, sizes, values):
+            _search(layout, sizes, rules, values, _together(rules, unknown, set(needed)))
     return values, [rule for rule in rules if not _holds(rule, sizes, values)]
 
 
@@ -49,15 +51,65 @@ def _holds(rule: Rule, sizes: Sizes, values: Mapping[Attr, int]) -> bool:
     return result == sizes[rule.axis]
 
 
-def _search(rules: Sequence[Rule], sizes: Sizes, values: dict[Attr, int], attr: Attr) -> None:
-    """Give an attribute that only occurs in expressions a value that satisfies all of them."""
-    using = [rule for rule in rules if attr in leaves(rule.expr)]
-    before = values[attr]
-    for candidate in range(before, 0, -1):
-        values[attr] = candidate
-        if all(_holds(rule, sizes, values) for rule in using):
+def _together(rules: Sequence[Rule], some: Sequence[Attr], known: set[Attr]) -> list[Attr]:
+    """Return the unknown attributes that expressions tie to ``some``, by name."""
+    found = set(some)
+    while True:
+        more = {
+            v
+            for rule in rules
+            if found & set(leaves(rule.expr))
+            for v in leaves(rule.expr)
+            if isinstance(v, Attr) and v not in known
+        }
+        if more <= found:
+            return sorted(found, key=str)
+        found |= more
+
+
+def _search(
+    layout: Layout,
+    sizes: Sizes,
+    rules: Sequence[Rule],
+    values: dict[Attr, int],
+    attrs: Sequence[Attr],
+) -> None:
+    """Give attributes that only occur in expressions values that satisfy all of them.
+
+    The fewest change, large ones before small ones: of ``channels // parts`` the channels. What
+    keeps the proportion to a size that changed comes first, then any smaller value of one.
+    """
+    using = [rule for rule in rules if set(attrs) & set(leaves(rule.expr))]
+    before = {attr: layout.attributes[attr] for attr in attrs}
+    large_first = sorted(attrs, key=lambda attr: -before[attr])
+    ratios = {
+        Fraction(sizes[rule.axis], len(layout.axes[rule.axis]))
+        for rule in using
+        if len(layout.axes[rule.axis]) and sizes[rule.axis]
+    }
+
+    def fits(changed: Mapping[Attr, int]) -> bool:
+        trial = {**values, **before, **changed}
+        return all(_holds(rule, sizes, trial) for rule in using)
+
+    scaled = {
+        attr: sorted({int(r * n) for r in ratios if (r * n).denominator == 1 and r != 1})
+        for attr, n in before.items()
+    }
+    proportional = (
+        dict(zip(chosen, combination, strict=True))
+        for count in range(1, len(attrs) + 1)
+        for chosen in itertools.combinations(large_first, count)
+        for combination in itertools.product(*(scaled[attr] for attr in chosen))
+    )
+    smaller = ({attr: n} for attr in large_first for n in range(before[attr], 0, -1))
+    for changed in itertools.chain(itertools.islice(proportional, _COMBINATIONS), smaller):
+        if fits(changed):
+            values.update({**before, **changed})
             return
-    values[attr] = before
+
+
+_COMBINATIONS = 256
 
 
 def mend(layout: Layout, groups: Sequence[Group], removed: Removed) -> Mended:

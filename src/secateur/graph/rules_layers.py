@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from secateur.graph.axes import Axis, fixed, merge
 from secateur.graph.flow import Flow, refs_of, rule
-from secateur.graph.program import Call, Node, Ref
+from secateur.graph.program import Call, Node, Program, Ref
 from secateur.graph.rules_sequences import padded_sizes
 from secateur.graph.sizes import Dim, Sized
 
@@ -131,9 +133,13 @@ def _grouped(
     flow: Flow, node: Node, channel: Axis, w: list[Axis], groups: int, transposed: bool
 ) -> tuple[Axis, Axis]:
     where = flow.where(node)
-    g_in, within = flow.axes.split(channel, [groups, len(channel) // groups], where)
-    g_w, rest = flow.axes.split(w[0], [groups, len(w[0]) // groups], where)
-    flow.unify(node, g_in, g_w)
+    if flow.whole_groups and len(channel) > groups < len(w[0]):
+        g_in = fixed(groups)
+        within, rest = (_alike(flow, node, axis, groups) for axis in (channel, w[0]))
+    else:
+        g_in, within = flow.axes.split(channel, [groups, len(channel) // groups], where)
+        g_w, rest = flow.axes.split(w[0], [groups, len(w[0]) // groups], where)
+        flow.unify(node, g_in, g_w)
     stated = node.call and node.call.kwargs.get("groups", _positional_groups(node))
     flow.require(node, g_in, groups if stated is None else stated)
     if transposed:
@@ -144,6 +150,22 @@ def _grouped(
     if len(w[1]) > 1:
         flow.consume(node, (0, 1), (1, 1), channel)
     return w[1], w[0]
+
+
+def has_grouped_convolutions(program: Program) -> bool:
+    """Tell whether a convolution has several groups of several channels each."""
+    return any(
+        node.op == "aten.convolution" and node.args[8] > 1 and program.shape(node.args[1])[1] > 1
+        for node in program.nodes
+    )
+
+
+def _alike(flow: Flow, node: Node, axis: Axis, groups: int) -> Axis:
+    """Couple the channels that have the same place in every group; return those of the first."""
+    first, *others = np.split(axis, groups)
+    for other in others:
+        flow.unify(node, other, first)
+    return first
 
 
 def _positional_groups(node: Node) -> int | None:

@@ -152,7 +152,10 @@ def index_add(flow: Flow, node: Node) -> None:
     """Rows of the source go where numbers say; the other dimensions are one."""
     dims, dim = flow.dims(node.args[0]), node.args[1] % len(flow.dims(node.args[0]))
     source = flow.dims(node.args[3])
-    flow.pin(node, [dims[dim], source[dim], *flow.dims(node.args[2])], "rows go by number")
+    adds = node.op.startswith("aten.index_add")
+    if not (adds and flow.look_up(node, dims[dim], node.args[2])):
+        flow.pin(node, [dims[dim]], "rows go by number")
+    flow.pin(node, [source[dim], *flow.dims(node.args[2])], "rows go by number")
     _unify_others(flow, node, dims, source, dim)
     flow.set(node, dims)
 
@@ -235,7 +238,7 @@ def scatter(flow: Flow, node: Node) -> None:
         if isinstance(ref, Ref) and flow.shape(ref):
             flow.pin(node, [flow.dims(ref)[dim]], "positions go by number")
             _unify_others(flow, node, dims, flow.dims(ref), dim)
-    known = node.op in ("aten.scatter", "aten.scatter_")
+    known = not node.op.startswith("aten.scatter_reduce")
     if not (known and flow.look_up(node, dims[dim], node.args[2])):
         flow.pin(node, [dims[dim]], "positions go by number")
     flow.set(node, dims)

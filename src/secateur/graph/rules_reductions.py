@@ -87,7 +87,17 @@ def topk(flow: Flow, node: Node) -> None:
         flow.set(node, dims, index)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+@rule("cumsum")
+def running_sum(flow: Flow, node: Node) -> None:
+    """A removed position adds nothing to those behind it."""
+    dims = flow.dims(node.args[0])
+    if dims:
+        dim = node.argument("dim") % len(dims)
+        flow.read(node, 0, dim, dims[dim], "mask")
+    flow.set(node, dims)
+
+
+@rule("cumprod", "logcumsumexp", "cummax", "cummin")
 def cumulation(flow: Flow, node: Node) -> None:
     """Each position takes those before it in: over the kept ones where they are cut."""
     dims = flow.dims(node.args[0])
@@ -102,13 +112,19 @@ def cumulation(flow: Flow, node: Node) -> None:
 
 @rule("sort", "argsort", "msort")
 def sort(flow: Flow, node: Node) -> None:
-    """Sorted along one dimension, a position is a rank and no unit: it is pinned."""
+    """Sorted along one dimension, a position is a rank and no unit: it is pinned.
+
+    Numbers of positions stay such when they are sorted, and in the same order after a cut.
+    """
     dims = flow.dims(node.args[0])
     if dims:
         dim = node.argument("dim", 0) % len(dims)
         flow.pin(node, [dims[dim]], "positions along it are returned")
     for index in range(len(node.outs)):
         flow.set(node, dims, index)
+    held = flow.positions.get(node.args[0].key)
+    if node.op == "aten.sort" and held is not None:
+        flow.hold_positions(node.outs[0], held)
 
 
 @rule("renorm")

@@ -27,6 +27,7 @@ from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_li
 from secateur.graph.dispatch import DispatchMode
 from secateur.graph.function_caches import KeyedBySize, keyed_by_size, private_caches
 from secateur.graph.leftovers import forget
+from secateur.graph.meta_kernels import plain_result
 from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
@@ -195,17 +196,6 @@ def _record(
     return recorder.finish(outputs)
 
 
-_EVAL_NORMS = frozenset({"aten.native_batch_norm", "aten.cudnn_batch_norm"})
-
-_ACTIVATIONS = frozenset(
-    f"aten.{name}{ending}"
-    for name in (
-        "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu",
-        "sigmoid", "silu", "softplus", "tanh",
-    )
-    for ending in ("", "_")
-)  # fmt: skip
-
 _RESHAPED_IN_PLACE = frozenset(
     f"aten.{name}_" for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims")
 )
@@ -220,17 +210,9 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation on tensors without values; one that keeps its input's shape by that alone.
-
-    PyTorch finds that shape by running the arithmetic on shapes: up to 10 ms each.
-    """
-    packet = str(func.overloadpacket)
-    if packet in _EVAL_NORMS and not args[5] and args[0].is_floating_point():
-        none = args[0].new_empty(0)
-        return torch.empty_like(args[0]), none, none
-    if packet in _ACTIVATIONS and args[0].is_floating_point():
-        return args[0] if packet.endswith("_") else torch.empty_like(args[0])
-    return func(*args, **kwargs)
+    """Run an operation on tensors without values."""
+    result = plain_result(str(func.overloadpacket), args, kwargs)
+    return func(*args, **kwargs) if result is None else result
 
 
 class _Recorder(DispatchMode):

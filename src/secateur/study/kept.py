@@ -276,7 +276,7 @@ def concluded(
         history=tuple(history),
         pinned=stages.pinned(subject.graph),
         given_back=dict(given_back),
-        notes=(*notes, *subject.graph.notes),
+        notes=tuple(dict.fromkeys((*notes, *subject.graph.notes))),
         facts=facts,
         zeros=tuple(zeros),
         branches=tuple(branches),

@@ -166,7 +166,8 @@ def at_once(job: Job) -> Shrunk:
     if config.recover != "none":
         _recover(job, start, pruned, plan)
     history = job.finetune(pruned)
-    return Shrunk(check, history, (plan.dense.macs, plan.pruned.macs), plan.given_back)
+    macs = (plan.dense.macs, plan.pruned.macs)
+    return Shrunk(check, history, macs, plan.given_back, notes=plan.notes)
 
 
 def in_rounds(job: Job) -> Shrunk:
@@ -180,7 +181,8 @@ def in_rounds(job: Job) -> Shrunk:
     words = f"after {config.rounds.number} rounds"
     job.tell("cut", words, outcome.model, f", {share(plan)}")
     history = all_epochs(outcome.rounds)
-    return Shrunk(check, history, (plan.dense.macs, plan.pruned.macs), plan.given_back)
+    macs = (plan.dense.macs, plan.pruned.macs)
+    return Shrunk(check, history, macs, plan.given_back, notes=plan.notes)
 
 
 def _selected(job: Job, sparse: SparseSettings) -> Shrunk:
@@ -218,6 +220,7 @@ def _selected(job: Job, sparse: SparseSettings) -> Shrunk:
         job.finetune(pruned),
         (dense.macs, cost.macs),
         plan.given_back,
+        notes=plan.notes,
         branches=_branches(found, subject.graph) if found.blocks else (),
     )
 
