@@ -115,7 +115,8 @@ def untouched(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
             module._buffers.update(held)
         with torch.no_grad():
             for buffer, before in buffers:
-                if not torch.equal(buffer, before):
+                # PyTorch compares no sparse tensors.
+                if buffer.layout is not torch.strided or not torch.equal(buffer, before):
                     buffer.copy_(before)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli_shared import Debug, examples, guarded, read_shape
-from secateur.errors import InputError
+from secateur.errors import CheckpointError, InputError
 from secateur.screen import bars
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from secateur.deployment import Exported
 
 EPILOG = examples(
-    "secateur export runs/prune --onnx net.onnx",
+    "secateur export runs/demo --onnx net.onnx",
+    "secateur export runs/prune --onnx net.onnx --trust my_package",
     "secateur export runs/prune --onnx net.onnx --program net.pt2 --batch 1 --batch 32",
     "secateur export saved-network --onnx net.onnx --input 3x224x224 --no-speed",
     "secateur export saved-bert --onnx net.onnx --tokens 128 --json",
@@ -40,6 +42,10 @@ def export(
     ] = None,
     inputs: Annotated[
         str | None, typer.Option("--inputs", help="file.py:callable that returns the inputs.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option("--trust", help="Package or file.py that the network may use; repeatable."),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Batch to time; repeatable (1, 32).")
@@ -64,7 +70,7 @@ def export(
         from secateur.deployment import export_onnx, export_program
         from secateur.latency import Timing
 
-        model, example = saved(folder, shape, tokens, inputs)
+        model, example = saved(folder, shape, tokens, inputs, trust or ())
         timing = Timing(threads=threads, seconds=seconds)
         sizes = () if no_speed else tuple(batch or (1, 32))
         found = []
@@ -82,16 +88,16 @@ def export(
 
 
 def saved(
-    folder: Path, shape: str | None, tokens: int | None, inputs: str | None
+    folder: Path, shape: str | None, tokens: int | None, inputs: str | None, trust: Sequence[str]
 ) -> tuple[nn.Module, Any]:
     """Load a network, and find an example input: as given, else from the run's own data."""
     import torch
 
     from secateur.checkpoint import load
-    from secateur.models import load_inputs, load_model
+    from secateur.models import import_code, load_inputs
     from secateur.study.inspection import token_inputs
     from secateur.study.reading import read_mapping
-    from secateur.study.stages import EXAMPLES, from_file
+    from secateur.study.stages import EXAMPLES
 
     given = {"input": shape, "tokens": tokens, "inputs": inputs}
     told = [name for name, value in given.items() if value is not None]
@@ -99,11 +105,12 @@ def saved(
         raise InputError(f"one of input, tokens and inputs must be given, but got {told}")
     settings = folder / "config.yaml"
     asked = read_mapping(settings) if settings.is_file() else {}
-    reference = asked.get("model")
-    if isinstance(reference, str) and from_file(reference):
-        # The class is in a file; once that is imported, the saved network finds it.
-        load_model(reference, asked.get("arguments") or {})
-    model = load(folder)
+    try:
+        model = load(folder, trust=import_code(trust))
+    except CheckpointError as error:
+        if "trust=" not in str(error):
+            raise
+        raise CheckpointError(f"{error}; here --trust my_package or --trust file.py") from error
     if shape is not None:
         return model, torch.zeros(EXAMPLES, *read_shape(shape))
     if tokens is not None:

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +66,26 @@ def load_inputs(reference: str) -> Any:
         InputError: as :func:`load_model`.
     """
     return _called("inputs", reference, {})
+
+
+def import_code(names: Iterable[str]) -> list[ModuleType]:
+    """Import packages, modules or files, to trust them.
+
+    Args:
+        names: ``package.module`` or ``file.py``; the working folder is on the import path.
+
+    Raises:
+        InputError: one is missing or fails.
+    """
+    found = []
+    for name in names:
+        named, path = f"trust {name!r}", Path(name).expanduser()
+        is_file = name.endswith(".py") or "/" in name
+        if is_file and not path.is_file():
+            raise InputError(f"{named}: the file does not exist")
+        with _importable(path.resolve().parent if is_file else Path.cwd()):
+            found.append(_import_file(path, named) if is_file else _import_module(name, named))
+    return found
 
 
 def _called(what: str, reference: str, arguments: Mapping[str, Any]) -> Any:

@@ -208,8 +208,11 @@ def test_unreadable_images_are_counted(tmp_path: Path) -> None:
 
 
 class TestLoadingAgain:
-    def load(self, folder: Path, first: str = "") -> subprocess.CompletedProcess[str]:
-        script = f"import sys, secateur, secateur.models\n{first}\nsecateur.load(sys.argv[1])"
+    def load(
+        self, folder: Path, first: str = "", trust: str = "[]"
+    ) -> subprocess.CompletedProcess[str]:
+        last = f"secateur.load(sys.argv[1], trust={trust})"
+        script = f"import sys, secateur, secateur.models\n{first}\n{last}"
         return subprocess.run(
             [sys.executable, "-c", script, str(folder)],
             cwd=folder.parent,
@@ -236,8 +239,12 @@ class TestLoadingAgain:
             run(tmp_path, model="oddities.py:odd")
         assert not (tmp_path / "run").exists()
         result = run(tmp_path, model="oddities:odd", finetune={"epochs": 0})
-        assert not [note for note in result.notes if "secateur.load" in note]
-        assert self.load(tmp_path / "run").returncode == 0
+        (told,) = (note for note in result.notes if "secateur.load" in note)
+        assert "trust=['oddities']" in told
+        done = self.load(tmp_path / "run")
+        assert done.returncode != 0
+        assert "trust=['oddities']" in done.stderr
+        assert self.load(tmp_path / "run", trust="['oddities']").returncode == 0
         del sys.modules["oddities"]
 
 

@@ -77,7 +77,7 @@ def compare_run(
         stage = folder / store.STAGES
         bench, test = set_up(config, stage, progress)
         check_schedules(bench)
-        factory = kept.factory_for(config.model, bench.subject.model)
+        factory = kept.factory_for(config.model, config.arguments, bench.subject.model)
         store.claim(folder, to_yaml(config))
         lock = FileLock(stage / LOCK, timeout=0)
         try:

@@ -115,7 +115,9 @@ def sensitivity_run(
         data = dataclasses.replace(data, test=cast(ImageSet, Sealed()))
         subject = stages.inspect_subject(model, data)
         check_patterns(subject.graph, config.protect, {})
-        factory = kept.factory_for(config.model, model) if config.target.given else None
+        factory = None
+        if config.target.given:
+            factory = kept.factory_for(config.model, config.arguments, model)
         store.claim(folder, to_yaml(config))
         return _measure(_Run(config, subject, folder, progress), factory, command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from secateur.checked import read_tensors, write_tensors
-from secateur.checkpoint import load, save
+from secateur.checkpoint import check_saveable, code_of, load, save
 from secateur.data import Augment, ImageData, batches
 from secateur.errors import CheckpointError, InputError
 from secateur.facts import facts_from
@@ -25,11 +26,11 @@ from secateur.plan import Plan
 from secateur.report import write_report, write_tables
 from secateur.results import Branch, CheckRecord, Epoch, LayerZeros, Point, Quality, Result
 from secateur.rounds import PrunedInRounds, Round, structure_rounds
-from secateur.structure import describe
 from secateur.study import stages, store
 from secateur.study.config import RunConfig, RunSettings, to_plain
 from secateur.study.stages import Subject
 from secateur.training import Masks, StepHook
+from secateur.trust import root_of
 
 LOGS = "logs"
 
@@ -194,20 +195,22 @@ def scoring(config: RunConfig) -> dict[str, Any]:
     return {"aggregation": config.aggregation, "options": config.options}
 
 
-def factory_for(reference: str, model: nn.Module) -> str | None:
+def factory_for(reference: str, arguments: Mapping[str, Any], model: nn.Module) -> str | None:
     """Return what must build the network again when it is loaded; None if JSON describes it.
 
     Raises:
+        CheckpointError: it cannot be saved, and would not come back from ``reference`` either.
         InputError: JSON cannot describe it, and ``reference`` is a file, which cannot be imported.
     """
     try:
-        describe(model, {})
+        check_saveable(model)
     except CheckpointError as error:
         if stages.from_file(reference):
             raise InputError(
                 f"model {reference!r} cannot be saved from a file, name it as "
                 f"package.module:callable: {error}"
             ) from error
+        check_saveable(model, reference, arguments)
         return reference
     return None
 
@@ -219,9 +222,19 @@ def stored(
     save(model, run.folder, factory=factory, arguments=arguments if factory else None)
 
 
-def loaded(run: Run, subject: Subject) -> nn.Module:
-    """Return the network that the run folder holds."""
-    return load(run.folder).to(subject.example.device)
+def trust_note(model: nn.Module, factory: str | None) -> list[str]:
+    """Say whose code a new process must trust to load the network; nothing where that is none."""
+    used = {*code_of(model), *([root_of(factory)] if factory else [])}
+    strange = sorted(used - {"torch", "secateur", *sys.stdlib_module_names})
+    if not strange:
+        return []
+    return [f"In a new process: secateur.load(folder, trust={strange})."]
+
+
+def loaded(run: Run, subject: Subject, factory: str | None = None) -> nn.Module:
+    """Return the network that the run folder holds; it may use what the dense one does."""
+    trust = [*code_of(subject.model), *([root_of(factory)] if factory else [])]
+    return load(run.folder, trust=trust).to(subject.example.device)
 
 
 def concluded(
@@ -238,13 +251,14 @@ def concluded(
     points: Sequence[Point] = (),
     zeros: Sequence[LayerZeros] = (),
     branches: Sequence[Branch] = (),
+    factory: str | None = None,
 ) -> Result:
     """Measure both networks on the test split, read here for the first time, and file it all.
 
     What is measured as the pruned network is what the run folder holds; ``macs`` are those of the
     dense and of the pruned network.
     """
-    pruned = loaded(run, subject)
+    pruned = loaded(run, subject, factory)
     threads = config.threads or 1
     answered_test = (
         answered(run, "dense-test", subject.model, subject.data, "test"),

@@ -48,7 +48,7 @@ def _prune(run: Run, config: RunConfig) -> Result:
     options = config.data.model_dump(exclude={"batch_size", "augment"})
     data = load_data(**options, seed=config.seed, progress=run.progress)
     subject = stages.inspect_subject(model, data)
-    factory = kept.factory_for(config.model, model)
+    factory = kept.factory_for(config.model, config.arguments, model)
     if config.granularity == "weight":
         check_weights(config, subject, run.batch_size)
         shrink = zeroed
@@ -69,6 +69,8 @@ def _prune(run: Run, config: RunConfig) -> Result:
             f"Call secateur.models.load_model({config.model!r}) before secateur.load in a new "
             "process: the network's class is in a file, which Python does not find by itself."
         )
+    else:
+        notes += kept.trust_note(model, factory)
     return kept.concluded(
         run,
         config,
@@ -77,6 +79,7 @@ def _prune(run: Run, config: RunConfig) -> Result:
         done.check,
         title=f"{config.model.rpartition(':')[2]} pruned by {_chooser(config)}",
         history=done.history,
+        factory=factory,
         given_back=done.given_back,
         notes=notes,
         zeros=done.zeros,

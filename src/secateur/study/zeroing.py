@@ -147,7 +147,7 @@ def _proof(job: Job, model: nn.Module, masks: Masks) -> CheckRecord:
     """
     reference = copy.deepcopy(model)
     apply_masks(reference, masks)
-    stored = kept.loaded(job.run, job.subject)
+    stored = kept.loaded(job.run, job.subject, job.factory)
     error = difference(stored, reference, job.subject.example)
     if error > TOLERANCE:
         raise VerificationError(

@@ -97,7 +97,7 @@ def _tune(run: Run, config: TuneConfig) -> Tuning:
     options = config.data.model_dump(exclude={"batch_size", "augment"})
     data = load_data(**options, seed=config.seed, progress=run.progress)
     subject = stages.inspect_subject(model, data)
-    factory = kept.factory_for(config.model, model)
+    factory = kept.factory_for(config.model, config.arguments, model)
     store.claim(run.folder, to_yaml(config))
     with alone(run.folder, "prepare"):
         kept.trained(run, model, data, config.train, "train", config.data.augment)
