@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import PlanError
-from secateur.graph.copies import copy_model
+from secateur.graph.copies import copy_model, map_tensors
+from secateur.graph.process_settings import plain_operations
+from secateur.graph.tracing import run_model
 from secateur.planning import make_plan
-from secateur.verification import _outputs, largest_error
+from secateur.precision import Precision
+from secateur.verification import largest_error
 
 LIMIT = 1e-10
 
@@ -213,6 +216,13 @@ def input_channels(module: nn.Module, dim: int, positions: list[int]) -> list[in
 UNCHANGED = "the output did not change"
 
 
+def _precise(network: nn.Module, inputs: Any) -> list[Tensor]:
+    """Return the outputs of a float64 network whose code may ask for less."""
+    with torch.no_grad(), plain_operations(), Precision(torch.float64):
+        found = run_model(network, map_tensors(inputs, torch.clone))
+    return tensors(found)
+
+
 class Twins:
     """Proofs of many plans of one float64 network, without copying what a plan leaves alone.
 
@@ -223,15 +233,15 @@ class Twins:
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.model = model
         self.inputs = inputs
-        self.dense = _outputs(self._twin(set()), inputs, torch.float64)
+        self.dense = _precise(self._twin(set()), inputs)
 
     def problem(self, plan: secateur.Plan) -> str:
         """Return what is wrong with the cut of ``plan``, nothing if it is exact."""
         lengths = {length for length, _, _ in plan.lengths}
         pruned = secateur.cut(self._twin(lengths), plan, inplace=True)
-        found = _outputs(pruned, self.inputs, torch.float64)
+        found = _precise(pruned, self.inputs)
         masked = secateur.mask(self._twin({name for name, _ in plan.consumers}), plan, inplace=True)
-        wanted = _outputs(masked, self.inputs, torch.float64)
+        wanted = _precise(masked, self.inputs)
         error = largest_error(found, wanted)
         if not error <= LIMIT:
             return f"max_error {error:.1e}"

@@ -12,7 +12,8 @@ from exactness import differences, snapshot
 from torch import Tensor, nn
 
 import secateur
-from secateur.errors import InputError
+from secateur import verification
+from secateur.errors import InputError, PlanError, TraceError
 from secateur.planning import make_plan
 
 
@@ -115,8 +116,11 @@ def test_a_zero_head_proves_nothing_and_says_so() -> None:
         model[4].weight.zero_()
     pruned, plan = prepared(model)
     check = secateur.verify(model, pruned, plan, image())
-    assert check.ok
+    assert not check.ok
     assert not check.changed
+    assert check.max_error == 0
+    assert check.inputs > 2
+    assert "the outputs do not depend on what the plan cuts" in check.reason
 
 
 def test_an_empty_plan_changes_nothing() -> None:
@@ -274,3 +278,179 @@ def test_wrong_arguments_are_refused(change: dict[str, Any], words: str) -> None
     arguments = {"model": model, "pruned": pruned, "plan": plan, "example_inputs": image()}
     with pytest.raises(InputError, match=words):
         secateur.verify(**{**arguments, **change})
+
+
+def test_an_example_of_zeros_exercises_no_weight_so_that_others_are_drawn() -> None:
+    """All biases are zero, too: on the example alone every network gives the same zeros."""
+    model = network()
+    pruned, plan = prepared(model)
+    with torch.no_grad():
+        pruned[0].weight.normal_()
+    zeros = torch.zeros(2, 3, 4, 4)
+    check = secateur.verify(model, pruned, plan, zeros)
+    assert not check.ok
+    assert "differs from its masked reference by" in check.reason
+    check = secateur.verify(model, secateur.cut(model, plan), plan, zeros)
+    assert (check.ok, check.changed, check.inputs, check.reason) == (True, True, 2, "")
+
+
+def test_units_that_were_zero_change_nothing_and_their_cut_is_proved_all_the_same() -> None:
+    model = network()
+    with torch.no_grad():
+        for parameter in (model[0].weight, model[0].bias, model[1].weight, model[1].bias):
+            parameter[[1, 4]] = 0
+    pruned, plan = prepared(model)
+    check = secateur.verify(model, pruned, plan, image())
+    assert (check.ok, check.changed) == (True, False)
+    with torch.no_grad():
+        pruned[0].weight[2] *= 1.001
+    assert not secateur.verify(model, pruned, plan, image()).ok
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_show_nothing(value: float) -> None:
+    model = network()
+    with torch.no_grad():
+        model[4].bias.fill_(value)
+    pruned, plan = prepared(model)
+    check = secateur.verify(model, pruned, plan, image())
+    assert not check.ok
+    assert "the outputs are not finite" in check.reason
+
+
+def test_outputs_without_elements_show_nothing() -> None:
+    class Detector(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = super().forward(x)
+            return scores[scores > 1e9]
+
+    model = Detector(*network()).eval()
+    plan = make_plan(secateur.trace(model, image()), {"0": (1, 4)})
+    check = secateur.verify(model, secateur.cut(model, plan), plan, image())
+    assert not check.ok
+    assert "the outputs hold no numbers" in check.reason
+
+
+def test_an_output_that_is_not_finite_hides_no_other() -> None:
+    class Both(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return {"nan": (y - y) / (y - y), "y": y, "label": "cat", "nothing": None}
+
+    model = Both(*network()).eval()
+    plan = make_plan(secateur.trace(model, image()), {"0": (1, 4)})
+    pruned = secateur.cut(model, plan)
+    assert secateur.verify(model, pruned, plan, image()).ok
+    with torch.no_grad():
+        nudge(pruned)
+    assert not secateur.verify(model, pruned, plan, image()).ok
+
+
+def test_a_constant_that_fills_masked_places_hides_no_error() -> None:
+    class Filled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).masked_fill(torch.tensor([0, 0, 0, 0, 1]).bool(), -1e9)
+
+    model = Filled(*network()).eval()
+    plan = make_plan(secateur.trace(model, image()), {"0": (1, 4)})
+    pruned = secateur.cut(model, plan)
+    assert secateur.verify(model, pruned, plan, image()).ok
+    with torch.no_grad():
+        nudge(pruned)
+    check = secateur.verify(model, pruned, plan, image())
+    assert not check.ok
+    assert check.max_error > 1e-8
+
+
+def test_choices_alone_are_compared_on_inputs_where_the_cut_changes_them() -> None:
+    class Chooses(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    model = Chooses(*network()).eval()
+    graph = secateur.trace(model, image(64))
+    plan = make_plan(graph, {"0": (0, 1, 4, 5)})
+    pruned = secateur.cut(model, plan)
+    check = secateur.verify(model, pruned, plan, image(64))
+    assert (check.ok, check.changed) == (True, True)
+    with torch.no_grad():
+        pruned[0].weight.neg_()
+    assert not secateur.verify(model, pruned, plan, image(64)).ok
+
+
+def test_a_cut_network_that_does_not_run_is_told_as_that() -> None:
+    model = network()
+    pruned, plan = prepared(model)
+    pruned[4] = nn.Linear(7, 5)
+    check = secateur.verify(model, pruned, plan, image())
+    assert not check.ok
+    assert check.max_error == math.inf
+    assert "the cut network fails: RuntimeError: mat1 and mat2" in check.reason
+
+
+def test_drawn_inputs_that_the_network_refuses_are_left_out() -> None:
+    class Picky(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if not bool((x > 0).all()):
+                raise ValueError("negative")
+            return super().forward(x)
+
+    model, x = Picky(*network()).eval(), image().abs()
+    plan = make_plan(secateur.trace(model, x), {"0": (1, 4)})
+    check = secateur.verify(model, secateur.cut(model, plan), plan, x)
+    assert (check.ok, check.inputs) == (True, 1)
+
+
+def test_a_dense_network_that_fails_is_no_fault_of_the_cut() -> None:
+    model = network()
+    pruned, plan = prepared(model)
+    with pytest.raises(TraceError, match="the model fails on its example input: in float32 the ne"):
+        secateur.verify(model, pruned, plan, torch.randn(2, 5, 4, 4))
+
+
+def test_example_inputs_may_require_gradients() -> None:
+    model, x = network(), image().requires_grad_()
+    result = secateur.prune(model, x * 1, sparsity=0.5)
+    assert result.check.ok
+    assert secateur.prune(model, {"input": x}, sparsity=0.5).check.ok
+    assert x.grad is None
+
+
+def test_a_device_without_float64_is_proved_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verification, "_computes_in", lambda device, dtype: False)
+    model = network()
+    pruned, plan = prepared(model)
+    check = secateur.verify(model, pruned, plan, image())
+    assert (check.ok, check.dtype) == (True, "float64")
+    assert check.notes == ("proved on cpu: the device has no float64",)
+
+
+def test_a_reference_that_misses_its_mask_points_compares_nothing() -> None:
+    """Layer norm by parts, where the plan masks PyTorch's: nothing is compared wrongly."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+            self.fused = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            if self.fused:
+                return self.b(torch.tanh(torch.layer_norm(h, h.shape[-1:])))
+            h = h - h.mean(-1, keepdim=True)
+            return self.b(torch.tanh(h / h.square().mean(-1, keepdim=True).sqrt()))
+
+    torch.manual_seed(0)
+    model, x = Normed().eval(), torch.randn(4, 5)
+    plan = make_plan(secateur.trace(model, x), {"a": (1, 4)})
+    pruned = secateur.cut(model, plan)
+    assert secateur.verify(model, pruned, plan, x).ok
+    model.fused = pruned.fused = False
+    check = secateur.verify(model, pruned, plan, x)
+    assert not check.ok
+    assert "aten.native_layer_norm in the model does not run" in check.reason
+    with pytest.raises(PlanError, match="takes another path than the traced one"):
+        secateur.mask(model, plan)(x)

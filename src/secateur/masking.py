@@ -24,7 +24,7 @@ from secateur.graph.dispatch import DispatchMode
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.process_settings import plain_operations
-from secateur.graph.program import PRODUCTS, family
+from secateur.graph.program import PRODUCTS, family, tensor_leaves
 from secateur.plan import MaskPoint, Plan
 
 M = TypeVar("M", bound=nn.Module)
@@ -90,8 +90,12 @@ class _MaskedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         turns = Turns(self._module)
-        with plain_operations(), turns.follow(), _MaskMode(self._points, turns):
+        mode = _MaskMode(self._points, turns)
+        with plain_operations(), turns.follow(), mode:
             result = self._forward(*args, **kwargs)
+        mode.check_met()
+        if not any(tensor.requires_grad for tensor in tensor_leaves(result)):
+            return result
         return map_tensors(result, lambda t: _ForwardOnly.apply(t) if t.requires_grad else t)
 
 
@@ -120,6 +124,21 @@ class _MaskMode(DispatchMode):
         for point in points:
             self._points[point.op, point.module, point.turn].append(point)
         self._watched = {point.op for point in points}
+        self._met: set[tuple[str, str]] = set()
+        self._ran: set[str] = set()
+
+    def check_met(self) -> None:
+        """Insist that a module which ran also ran the operations that the plan masks there.
+
+        Raises:
+            PlanError: it computes the same by others, a fused kernel say, which nothing masked.
+        """
+        for op, module, _ in self._points:
+            if module in self._ran and (op, module) not in self._met:
+                raise PlanError(
+                    f"the masked network takes another path than the traced one: "
+                    f"{where_is(op, module)} does not run, where the plan masks what it reads"
+                )
 
     @in_normal_mode
     def __torch_dispatch__(
@@ -128,11 +147,13 @@ class _MaskMode(DispatchMode):
         kwargs = kwargs or {}
         packet = str(func.overloadpacket)
         name = family(packet)
+        self._ran.add(self._turns.path)
         if name not in self._watched:
             return func(*args, **kwargs)
         points = self._points.get(self._turns.take(packet), ())
         if not points:
             return func(*args, **kwargs)
+        self._met.add((name, points[0].module))
         changed = list(args)
         for point in points:
             place = PRODUCTS.get(packet, point.arg)

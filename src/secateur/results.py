@@ -161,13 +161,19 @@ class PinnedDim:
 
 @dataclass(frozen=True)
 class CheckRecord:
-    """The proof: largest relative error of the cut network against its masked reference."""
+    """The proof: largest relative error of the cut network against its masked reference.
+
+    The fields are those of :class:`secateur.verification.Check`.
+    """
 
     max_error: float
     tolerance: float
     ok: bool
     changed: bool
     dtype: str
+    inputs: int = 1
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from secateur.graph.attributes import held_containers
 from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_like, plant_sizes
 from secateur.graph.dispatch import DispatchMode
 from secateur.graph.function_caches import KeyedBySize, keyed_by_size, private_caches
+from secateur.graph.generators import seeded_generators
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_kernels import plain_result
 from secateur.graph.meta_results import MetaResults
@@ -114,7 +115,7 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
         try:
             program = _isolated(model, example_inputs, way, training, made)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
-            reasons.append(f"{type(error).__name__}: {_first_line(error)}")
+            reasons.append(f"{type(error).__name__}: {first_line(error)}")
             program = None
         if way != "real":
             forget(made, failed=program is None)
@@ -132,7 +133,8 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
 WAYS = ("meta", "fake", "real")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something."""
     return next((line for line in str(error).splitlines() if line.strip()), "")[:300]
 
 
@@ -178,7 +180,7 @@ def _record(
     inputs = map_tensors(example_inputs, convert)
     recorder = _Recorder(twin, inputs, way, held_containers(model))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(seeded_generators(0))  # two traces draw alike
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_operations())
         if mode is not None:

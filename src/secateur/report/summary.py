@@ -67,13 +67,15 @@ def proof(check: CheckRecord, *, zeroed: bool = False) -> str:
     found = f"largest relative error {fmt.tiny(check.max_error)}"
     limit = f"tolerance {fmt.tiny(check.tolerance)}, {check.dtype}"
     if not check.ok:
-        return f"FAILED: {made.lower()} differs from its masked reference ({found}; {limit})."
+        why = check.reason or f"{made.lower()} differs from its masked reference"
+        return f"FAILED: {why} ({found}; {limit})."
     if not check.changed:
         return (
             f"Says nothing: the {done} did not change the output, so agreeing is empty ({found}; "
             f"{limit})."
         )
-    return f"{made} computes what its masked reference computes ({found}; {limit})."
+    notes = "".join(f" Note: {note}." for note in check.notes)
+    return f"{made} computes what its masked reference computes ({found}; {limit}).{notes}"
 
 
 def _asked(result: Result) -> str:

@@ -20,8 +20,9 @@ from secateur.graph.copies import clone_model, copy_model, map_tensors
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
+from secateur.precision import in_precision
 from secateur.sparse_training.blocks import Block, Blocks
-from secateur.verification import in_precision, largest_error
+from secateur.verification import largest_error
 
 M = TypeVar("M", bound=nn.Module)
 
