@@ -137,6 +137,7 @@ def _declare(model: nn.Module) -> None:
             shape = module.weight.shape
             module.in_channels = shape[inner] * (1 if module.transposed else module.groups)
             module.out_channels = shape[outer] * (module.groups if module.transposed else 1)
+            module.kernel_size = tuple(shape[2:])
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, nn.modules.batchnorm._NormBase):

@@ -156,3 +156,63 @@ def test_positions_that_a_pool_returns_pin_what_they_count() -> None:
 
     x = torch.randn(2, TOKENS, 3)
     assert all(g.name != "embed" for g in secateur.trace(Mixer(mix), x).groups)
+
+
+class TextNet(nn.Module):
+    """Kim 2014: kernels of three widths as wide as the embedding, the largest of each kept."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.embed, self.project = nn.Embedding(11, width), nn.Linear(width, width)
+        self.convs = nn.ModuleList(nn.Conv2d(1, inner, (k, width)) for k in (2, 3, 4))
+        self.out = nn.Linear(3 * inner, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.project(self.embed(x))).unsqueeze(1)
+        rows = [F.relu(conv(h)).squeeze(3) for conv in self.convs]
+        return self.out(torch.cat([F.max_pool1d(r, r.size(2)).squeeze(2) for r in rows], 1))
+
+
+def test_kernels_that_cover_a_dimension_contract_it() -> None:
+    torch.manual_seed(0)
+    model, x = TextNet(8, 4).double().eval(), torch.randint(11, (2, 9))
+    graph = secateur.trace(model, x)
+    sizes = {g.name: g.size for g in graph.groups}
+    assert sizes == {"embed": 8, "project": 8, "convs.0": 4, "convs.1": 4, "convs.2": 4}
+    width, gone = [0, 2, 3, 5, 7], (1, 4, 6)
+    plan = make_plan(graph, {"embed": (0, 3), "project": gone, "convs.1": (2,)})
+    pruned = secateur.cut(model, plan)
+    inner, narrow = [1, 2, 4, 5, 6, 7], [0, 1, 3]
+    with torch.no_grad():
+        h = F.linear(
+            model.embed.weight[:, inner][x],
+            model.project.weight[width][:, inner],
+            model.project.bias[width],
+        )
+        h = torch.tanh(h).unsqueeze(1)
+        found = []
+        for k, rows in enumerate(([0, 1, 2, 3], narrow, [0, 1, 2, 3])):
+            weight = model.convs[k].weight[rows][..., width]
+            found.append(F.relu(F.conv2d(h, weight, model.convs[k].bias[rows])).amax((2, 3)))
+        columns = [p for p in range(12) if p != 4 + 2]
+        wanted = F.linear(torch.cat(found, 1), model.out.weight[:, columns], model.out.bias)
+        assert torch.allclose(pruned(x), wanted, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(secateur.mask(model, plan)(x), wanted, rtol=1e-12, atol=1e-12)
+    assert [conv.kernel_size for conv in pruned.convs] == [(2, 5), (3, 5), (4, 5)]
+    taps = sum(k * (9 - k + 1) * n for k, n in ((2, 4), (3, 3), (4, 4)))
+    assert plan.pruned.macs == 9 * 6 * 5 + 5 * taps + 11 * 3
+
+
+@pytest.mark.parametrize("options", [{"padding": (0, 1)}, {"dilation": (1, 1), "stride": 2}])
+def test_a_padded_kernel_covers_nothing(options: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(3, 8), nn.Conv2d(1, 4, (2, 8), **options)
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.c(self.a(x).unsqueeze(1)).amax((2, 3)))
+
+    graph = secateur.trace(Net(), torch.randn(2, 6, 3))
+    assert any(g.name == "a" for g in graph.groups) == ("padding" not in options)

@@ -217,6 +217,7 @@ CASES: dict[str, Between] = {
     "bucketize": Between(
         lambda h: h * torch.bucketize(h, torch.tensor([-0.5, 0.1, 0.7], dtype=h.dtype))
     ),
+    "in_place": Between(lambda h: F.gelu(h.abs_().copysign_(torch.sin(h))).clamp_max_(2)),
     # order of the units
     "flip": Between(lambda h: h.flip(1), lambda u: (5 - u,)),
     "roll": Between(lambda h: h.roll(2, 1), lambda u: (u + 2,), free=4),

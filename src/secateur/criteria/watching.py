@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -274,11 +274,14 @@ class _Watcher(Operations):
         if multiplies:
             arg, dim, weight = contracted(packet, args, self._weights)
             if weight is not None and weight.place is not None:
-                mine = self._by_weight.get(weight.place, [])
+                mine = self._read_with(weight.place[0], weight)
                 here = mine + [p for p in here if p.consumer.parameter is None]
+        channels, contracts = dim if multiplies else 0, weight
         for place in here:
             if not multiplies:
                 arg, dim = place.consumer.arg, place.consumer.dim
+            elif contracts is not None:
+                dim, weight = _contraction(place, channels, contracts)
             activation = args[arg]
             if activation.shape[dim] != place.size:
                 raise InputError(
@@ -292,6 +295,12 @@ class _Watcher(Operations):
                 continue
             output = result[0] if isinstance(result, tuple) else result
             self._fresh.append((output, _Use(place, activation, arg, dim, weight, self.samples)))
+
+    def _read_with(self, name: str, weight: Weight) -> list[Place]:
+        """List the places of a weight: its contracted dimension, and those its kernel covers."""
+        covered = range(2, weight.tensor.dim()) if weight.images else ()
+        dims = (weight.place[1] if weight.place else 0, *covered)
+        return [place for d in dims for place in self._by_weight.get((name, d), [])]
 
     def settle(self) -> None:
         for output, use in self._fresh:
@@ -331,6 +340,14 @@ class _Watcher(Operations):
                 )
             slopes = None if gradient is None else arranged(gradient, dim, imaged)
             self._see(place, Reading(values, slopes, weight, other))
+
+
+def _contraction(place: Place, dim: int, weight: Weight) -> tuple[int, Weight]:
+    """Return the activation's dimension that a place reads, and the weight as it meets it."""
+    mine = place.consumer.parameter
+    if mine is None or weight.place is None or mine[1] == weight.place[1] or not weight.images:
+        return dim, weight
+    return place.consumer.dim, replace(weight, place=mine, dim=mine[1], groups=1)
 
 
 def arranged(tensor: Tensor, dim: int, imaged: bool) -> Tensor:

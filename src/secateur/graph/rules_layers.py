@@ -82,7 +82,8 @@ def convolution(flow: Flow, node: Node) -> None:
 
     Grouped, C = G x C/G on both sides: the groups are one axis, the channels within a
     group another, which all groups share. A depthwise convolution contracts nothing.
-    A spatial dimension that the kernel meets position by position passes.
+    A spatial dimension that the kernel meets position by position passes; one that it
+    covers is contracted, as a text's embedding is by kernels of its width.
     """
     x, weight, bias = node.args[:3]
     flow.kernels.add(weight.key)
@@ -91,11 +92,17 @@ def convolution(flow: Flow, node: Node) -> None:
     batched = len(dims) == len(w)
     start = 2 if batched else 1
     channel = dims[start - 1]
-    passing = _passing(node, flow.shape(weight)[2:])
-    slid = [axis for axis, passes in zip(dims[start:], passing, strict=True) if not passes]
-    flow.pin(node, slid, "a convolution slides over it")
-    flow.pin(node, w[2:], "the kernel's extent")
-    taps = math.prod(flow.shape(weight)[2:])
+    kernel = flow.shape(weight)[2:]
+    passing, covered = _passing(node, kernel), _covered(flow, node, start, kernel)
+    for d, axis in enumerate(dims[start:]):
+        if d in covered:
+            flow.unify(node, axis, w[2 + d])
+            flow.consume(node, (0, start + d), (1, 2 + d), axis)
+            continue
+        flow.pin(node, w[2 + d : 3 + d], "the kernel's extent")
+        if not passing[d]:
+            flow.pin(node, [axis], "a convolution slides over it")
+    taps = math.prod(n for d, n in enumerate(kernel) if d not in covered)
     if groups == 1:
         inner, outer = (0, 1) if transposed else (1, 0)
         flow.unify(node, channel, w[inner])
@@ -115,7 +122,22 @@ def convolution(flow: Flow, node: Node) -> None:
     counted = flow.shape(x)[start:] if transposed else sizes
     area = math.prod(n for n, passes in zip(counted, passing, strict=True) if not passes)
     through = [axis for axis, passes in zip(spatial, passing, strict=True) if passes]
-    flow.count(taps * area, [*lead, out_axis, contracted, *through])
+    within = [w[2 + d] for d in covered]
+    flow.count(taps * area, [*lead, out_axis, contracted, *through, *within])
+
+
+def _covered(flow: Flow, node: Node, start: int, kernel: Sequence[int]) -> list[int]:
+    """List the spatial dimensions, free so far, of which a kernel that is a weight takes all."""
+    x, weight = node.args[:2]
+    if node.argument("transposed", False) or not flow.is_weight(weight):
+        return []
+    sizes, padding = flow.shape(x)[start:], node.argument("padding", (0,))
+    free = [flow.axes.canon(axis).shape[1] > 0 for axis in flow.dims(x)[start:]]
+    return [
+        d
+        for d, n in enumerate(kernel)
+        if free[d] and n == sizes[d] > 1 and not padding[min(d, len(padding) - 1)]
+    ]
 
 
 def _passing(node: Node, kernel: Sequence[int]) -> list[bool]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -217,6 +218,14 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs) if result is None else result
 
 
+@lru_cache(maxsize=1024)
+def _is_pointwise(func: Any) -> bool:
+    """Tell whether PyTorch tags an operation, or its twin that does not write, as such."""
+    twin = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"), None)
+    twins = [getattr(twin, name) for name in twin.overloads()] if twin is not None else []
+    return any(torch.Tag.pointwise in one.tags for one in (func, *twins))
+
+
 class _Recorder(DispatchMode):
     """Writes down every ATen operation that runs while it is active."""
 
@@ -291,7 +300,7 @@ class _Recorder(DispatchMode):
             call=self.call,
             module=module,
             turn=turn,
-            pointwise=torch.Tag.pointwise in func.tags,
+            pointwise=_is_pointwise(func),
         )
         self.program.nodes.append(node)
         return result
