@@ -306,3 +306,10 @@ class TestLearningRate:
     def test_plateau(self, losses: list[float], rate: float) -> None:
         settings = TrainSettings(epochs=9, lr=1.0, schedule="plateau", lr_factor=0.5, lr_every=2)
         assert learning_rate(settings, len(losses), losses) == pytest.approx(rate)
+
+
+def test_training_leaves_no_attribute_behind() -> None:
+    model = network()
+    before = set(vars(model))
+    finetune(model, *loaders(), TrainSettings(epochs=1))
+    assert set(vars(model)) == before

@@ -117,8 +117,14 @@ def test_outputs_that_are_no_numbers_are_an_error(value: float) -> None:
     ("batches", "message"),
     [
         ([], "at least one image, but split 'test' has none"),
-        ([(torch.zeros(2, 3, 4), torch.zeros(2))], r"must return logits \[2, classes\], but gave"),
-        ([(torch.zeros(3, 4), torch.zeros(2))], r"must return logits \[2, classes\], but gave"),
+        (
+            [(torch.zeros(2, 3, 4), torch.zeros(2).long())],
+            r"must return logits \[2, classes\], but gave",
+        ),
+        (
+            [(torch.zeros(3, 4), torch.zeros(2).long())],
+            r"must return logits \[2, classes\], but gave",
+        ),
         ([(torch.zeros(2, 3), torch.tensor([0, 3]))], "has 3 and labels go from 0 to 3"),
         ([(torch.zeros(2, 3), torch.tensor([-1, 2]))], "has 3 and labels go from -1 to 2"),
     ],

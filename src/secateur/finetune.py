@@ -25,13 +25,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from secateur.checked import digest
+from secateur.classification import class_logits, pair_of
 from secateur.errors import InputError, SecateurError
+from secateur.graph.tracing import run_model
 from secateur.progress import line_teller, track
 from secateur.results import Epoch
 from secateur.training import Masks, StepHook, TrainSettings, learning_rate, training_loss
 from secateur.training.devices import Teacher, accelerator_for, at_home, tracked
 from secateur.training.frozen import check_masks
-from secateur.training.losses import logits_of
+from secateur.training.modes import train_mode
 from secateur.training.shown import Tell, told, training_bar
 from secateur.training.standing import Standing
 from secateur.training_state import (
@@ -69,11 +71,14 @@ def finetune(
 
     The best epoch has the highest validation accuracy, then the lowest validation loss, or
     what ``settings.best_by`` says. A last batch of one sample is left out, because batch norm
-    cannot normalise it.
+    cannot normalise it. What is frozen stays so: norms all of whose parameters have
+    ``requires_grad`` False, and whatever is in eval mode in a model that is in train mode, are not
+    put into train mode.
 
     Args:
         model: a classifier; on return it is on the device that it came from.
-        train_loader: batches of (inputs, labels). Where its sampler or dataset has
+        train_loader: batches of (inputs, labels), the inputs a tensor, or a tuple or dict of the
+            model's arguments, the labels whole numbers [N]. Where its sampler or dataset has
             ``set_epoch``, that is called; its generators are seeded anew each epoch.
         validation_loader: batches to choose the best epoch by; never the test split.
         settings: how to train.
@@ -93,11 +98,12 @@ def finetune(
         One record per epoch, those from before a stop included.
 
     Raises:
-        InputError: the folder cannot be written or has too little space, or holds a training
-            and ``resume`` is False, or ``resume`` is asked under other settings; a mask fits
-            no parameter; ``teacher`` and ``distill_weight`` do not go together; the hook goes
-            on longer than the training or changes masks later than it says; the device lacks
-            the precision, or a tracker cannot be had.
+        InputError: labels or outputs are not those of a classifier (regression, segmentation,
+            several labels ...); the folder cannot be written, has too little space, or holds a
+            training and ``resume`` is False, or ``resume`` is asked under other settings; a mask
+            fits no parameter; ``teacher`` and ``distill_weight`` do not go together; the hook goes
+            on longer than the training or changes masks later than it says; the device lacks the
+            precision, or a tracker cannot be had.
         CheckpointError: all checkpoints of the folder are damaged.
         SecateurError: the loss is not a number; the best weights so far are in the model.
     """
@@ -261,7 +267,7 @@ def _train_epoch(
     epoch, length = len(history) + 1, len(loader)
     before = f", accuracy {history[-1].val_accuracy:.1%}" if history else ""
     total, count = 0.0, 0
-    model.train()
+    train_mode(model, standing.still)
     for first, window in _windows(loader, settings.accumulate):
         rate = learning_rate(settings, epoch - 1 + first / length, losses)
         for group in optimizer.param_groups:
@@ -271,8 +277,9 @@ def _train_epoch(
         for place, (inputs, labels) in enumerate(window):
             last = place == len(window) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                taught = guide.logits(inputs) if guide else None
-                loss = training_loss(logits_of(model(inputs)), labels, settings, taught)
+                taught = guide.logits(inputs, labels) if guide else None
+                logits = class_logits(run_model(model, inputs), labels)
+                loss = training_loss(logits, labels.long(), settings, taught)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise _NotANumber(
@@ -299,8 +306,9 @@ def _windows(loader: Any, size: int) -> Iterator[tuple[int, list[Any]]]:
     for place, batch in enumerate(loader):
         if place % size == 0:
             first = place
-        if not (lone and len(batch[1]) == 1):
-            window.append(batch)
+        inputs, labels = pair_of(batch)
+        if not (lone and len(labels) == 1):
+            window.append((inputs, labels))
         if window and (place % size == size - 1 or place == len(loader) - 1):
             yield first, window
             window = []
@@ -313,8 +321,10 @@ def _evaluate(
     """Return mean loss and accuracy."""
     model.eval()
     total, hits, count = 0.0, 0, 0
-    for inputs, labels in track(loader, what, progress):
-        logits = logits_of(model(inputs)).float()
+    for batch in track(loader, what, progress):
+        inputs, labels = pair_of(batch)
+        logits = class_logits(run_model(model, inputs), labels).float()
+        labels = labels.long()
         logits, labels = accelerator.gather_for_metrics((logits, labels))
         total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
         hits += int((logits.argmax(1) == labels).sum())

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from secateur.averages import averages
 from secateur.calibration import device_of
+from secateur.classification import class_logits, pair_of
 from secateur.errors import InputError, SecateurError
 from secateur.progress import track
 from secateur.results import Quality
@@ -80,9 +81,10 @@ def answers(
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
     loss, broken = 0.0, 0
     with evaluating(model):
-        for inputs, labels in track(loader, f"Measuring on {split}", progress):
-            logits = _logits(model(inputs.to(device)), labels)
-            labels = labels.to(device)
+        for batch in track(loader, f"Measuring on {split}", progress):
+            inputs, labels = pair_of(batch)
+            logits = class_logits(model(inputs.to(device)), labels)
+            labels = labels.to(device).long()
             broken += int((~torch.isfinite(logits).all(1)).sum())
             logits = logits.double()
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
@@ -274,20 +276,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _logits(output: object, labels: Tensor) -> Tensor:
-    """Find the logits [N, classes] in what the model returned."""
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
-        raise InputError(f"model must return logits [{len(labels)}, classes], but gave {shape}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise InputError(
-            f"model must have one output per class, but it has {logits.shape[1]} "
-            f"and labels go from {int(labels.min())} to {int(labels.max())}"
-        )
-    return logits
 
 
 def _processor() -> str:

@@ -1,8 +1,10 @@
 """Granularity weight: single weights go to zero, and the tensors keep their shapes.
 
 Masked are the weights (of two or more dimensions) of convolutions, dense layers and the
-projections of multi-head attention. Embeddings (and what is tied to one), biases, norms, recurrent
-layers and modules' own parameters stay, unless a pattern of ``include`` names them.
+projections of multi-head attention; where a weight is computed (weight norm, spectral norm,
+``torch.nn.utils.prune``), the parameter that holds its zeros. Embeddings (and what is tied to one),
+biases, norms, recurrent layers and modules' own parameters stay, unless a pattern of ``include``
+names them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from secateur.calibration import Batches, Loss, cross_entropy
 from secateur.criteria.elements import ELEMENTWISE, element_scores
 from secateur.errors import InputError, PlanError, unmatched
 from secateur.graph.copies import clone_model
+from secateur.reparametrised import refresh, undivided_dims, weight_of, zeros_carrier
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -43,8 +46,9 @@ class Sparse(Generic[M]):
         model: the network; shapes are as they were.
         masks: parameter name -> bool tensor of its shape, True where the weight stays.
         removed: weights that the masks take.
-        maskable: weights that the masks could have taken.
+        maskable: weights of the layers that masks are for, those of ``left_out`` included.
         params: all parameters of the network.
+        left_out: layers whose weight is computed by something that no zeros come through.
     """
 
     model: M
@@ -52,10 +56,11 @@ class Sparse(Generic[M]):
     removed: int
     maskable: int
     params: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:
-        """Share removed of the weights that masks may take."""
+        """Share removed of the weights that masks are for."""
         return self.removed / self.maskable
 
     @property
@@ -128,7 +133,8 @@ def sparsify(
     missing = next((name for name in inputs if name not in found), None)
     if missing is not None:
         raise InputError(f"criterion {criterion!r} has no scores for {missing}; protect it")
-    scores = {name: found[name] for name in inputs}
+    scores = competing_scores(model, {name: found[name] for name in inputs})
+    beyond = _out_of_reach(model) if not protect else {}
     if shape is not None:
         masks = {name: _runs(scores[name], dim, *shape) for name, dim in inputs.items()}
     else:
@@ -139,8 +145,9 @@ def sparsify(
         model=masked,
         masks=masks,
         removed=sum(int((~mask).sum()) for mask in masks.values()),
-        maskable=sum(mask.numel() for mask in masks.values()),
+        maskable=sum(mask.numel() for mask in masks.values()) + sum(beyond.values()),
         params=sum(parameter.numel() for parameter in model.parameters()),
+        left_out=tuple(beyond),
     )
 
 
@@ -167,6 +174,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
             weight = parameters[name]
             weight.masked_fill_(~mask.to(weight.device), 0)
+    for module in model.modules():
+        refresh(module)
 
 
 def find_masks(model: nn.Module, *, include: Sequence[str] = ()) -> Masks:
@@ -237,6 +246,50 @@ def _layer_weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
                 weight = held.get(name)
                 if weight is not None:
                     yield weight, dim
+            if not isinstance(module, nn.MultiheadAttention) and held.get("weight") is None:
+                carrier = zeros_carrier(module)
+                if carrier is not None:
+                    yield carrier, dim
+
+
+def competing_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return element scores as they compete, changed where a layer computes its weight.
+
+    What is zero already (``torch.nn.utils.prune``) goes first; of weights that are divided by their
+    length (weight norm) the highest of each stays, as a length of zero gives no numbers.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = dict(scores)
+    for module in _computing(model):
+        carrier, weight = zeros_carrier(module), weight_of(module)
+        name = names.get(id(carrier), "")
+        if carrier is None or weight is None or name not in found:
+            continue
+        values = found[name].masked_fill((weight == 0) & (carrier.detach() != 0), -math.inf)
+        for dim in undivided_dims(module, carrier):
+            rows = values.movedim(dim, 0).reshape(values.shape[dim], -1)
+            rows = rows.scatter(1, rows.argmax(1, keepdim=True), math.inf)
+            moved = values.movedim(dim, 0)
+            values = rows.reshape(moved.shape).movedim(0, dim)
+        found[name] = values
+    return found
+
+
+def _out_of_reach(model: nn.Module) -> dict[str, int]:
+    """Return layers whose computed weight no parameter carries, and how many weights it has."""
+    names = {module: name for name, module in model.named_modules()}
+    return {
+        names[module]: weight.numel()
+        for module in _computing(model)
+        if (weight := weight_of(module)) is not None and zeros_carrier(module) is None
+    }
+
+
+def _computing(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the convolutions and dense layers whose weight is no parameter of theirs."""
+    for module in model.modules():
+        if isinstance(module, _ConvNd | nn.Linear) and module._parameters.get("weight") is None:
+            yield module
 
 
 def _is_turned(module: nn.Module) -> bool:
@@ -267,7 +320,10 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def lowest_masked(scores: Mapping[str, Tensor], sparsity: float, scope: str) -> Masks:
-    """Mask the lowest scores: floor(sparsity x n) of each tensor, or of all together."""
+    """Mask the lowest scores: floor(sparsity x n) of each tensor, or of all together.
+
+    A score of infinity never goes, also where fewer go than were asked.
+    """
     if scope == "local":
         return {name: _above_lowest(values, sparsity) for name, values in scores.items()}
     flat = torch.cat([values.reshape(-1).cpu() for values in scores.values()])
@@ -290,6 +346,7 @@ def _above_lowest(values: Tensor, sparsity: float) -> Tensor:
     ties = (flat == edge).nonzero().squeeze(1)
     # Everything below the edge goes; of what lies on it, the first ones.
     kept[ties[count - int((flat < edge).sum()) :]] = True
+    kept |= flat == math.inf
     return kept.reshape(values.shape)
 
 
@@ -302,6 +359,7 @@ def _runs(values: Tensor, dim: int, keep: int, run: int) -> Tensor:
     order = parts.argsort(dim=-1, stable=True)
     kept = torch.zeros_like(parts, dtype=torch.bool)
     kept.scatter_(-1, order[..., run - keep :], True)
+    kept |= parts == math.inf
     return kept.reshape(*moved.shape[:-1], -1)[..., :size].movedim(-1, dim).contiguous()
 
 

@@ -49,8 +49,9 @@ def test_the_group_that_matters_is_spared(
     assert plan.pruned.macs / plan.dense.macs == found[-1].macs
 
 
-def test_a_stopped_search_goes_on(
-    subject: tuple[Graph, dict[str, torch.Tensor], str, str], tmp_path: Path
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
+def test_a_stopped_search_goes_on_to_the_same_end(
+    subject: tuple[Graph, dict[str, torch.Tensor], str, str], tmp_path: Path, sampler: str
 ) -> None:
     graph, scores, first, _ = subject
     judged: list[Plan] = []
@@ -61,21 +62,31 @@ def test_a_stopped_search_goes_on(
         judged.append(plan)
         return 1 - len(plan.removed.get(first, ())) / 20
 
-    path = tmp_path / "search.db"
+    path = tmp_path / "search.json"
     with pytest.raises(KeyboardInterrupt):
-        search_allocation(graph, scores, judge, trials=12, database=path)
+        search_allocation(graph, scores, judge, trials=16, sampler=sampler, record=path)
     before = len(judged)
 
     def counted(plan: Plan) -> float:
         judged.append(plan)
         return 1 - len(plan.removed.get(first, ())) / 20
 
-    found = search_allocation(graph, scores, counted, trials=12, database=path)
+    found = search_allocation(graph, scores, counted, trials=16, sampler=sampler, record=path)
     assert before == 5
-    assert len(judged) <= 12
-    assert found
+    assert len(judged) <= 16
+    # What it proposes and finds is what a search without a stop does.
+    calm = search_allocation(
+        graph,
+        scores,
+        lambda plan: 1 - len(plan.removed.get(first, ())) / 20,
+        trials=16,
+        sampler=sampler,
+    )
+    assert found == calm
     taken = len(judged)
-    assert search_allocation(graph, scores, counted, trials=12, database=path) == found
+    assert (
+        search_allocation(graph, scores, counted, trials=16, sampler=sampler, record=path) == found
+    )
     assert len(judged) == taken
 
 

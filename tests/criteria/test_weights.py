@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -270,3 +271,23 @@ def test_scores_that_are_not_finite_are_refused(graph: secateur.Graph) -> None:
         graph.model.a.weight[0, 0, 0, 0] = math.nan
     with pytest.raises(InputError, match="'l2' gives scores that are not finite in a"):
         secateur.score(graph, "l2")
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "lamp"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 200.0])
+def test_half_precision_neither_underflows_nor_overflows(
+    name: str, kind: torch.dtype, size: float
+) -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 4)).eval()
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.copy_((parameter * size / parameter.abs().max()).to(kind))
+    half = copy.deepcopy(wide).to(kind)
+    wanted = secateur.score(secateur.trace(wide, torch.randn(2, 64)), name)
+    found = secateur.score(secateur.trace(half, torch.randn(2, 64, dtype=kind)), name)
+    assert found.keys() == wanted.keys()
+    for group, values in wanted.items():
+        assert bool((values > 0).all())
+        torch.testing.assert_close(found[group], values, rtol=1e-6, atol=0)

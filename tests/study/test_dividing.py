@@ -79,7 +79,7 @@ def test_search_never_does_worse_than_where_it_began(measured: Path, tmp_path: P
 
     plan = divided(
         graph, scores, {"macs": 0.6}, scope="search", normalisation="mean",
-        search=ShareSearch(trials=20), accuracy=accuracy, database=tmp_path / "search.db",
+        search=ShareSearch(trials=20), accuracy=accuracy, record=tmp_path / "search.json",
     )  # fmt: skip
     assert plan.pruned.macs <= 0.6 * plan.dense.macs
     small = [one for one in judged if one.pruned.macs <= 0.6 * one.dense.macs]
@@ -90,11 +90,11 @@ def test_search_never_does_worse_than_where_it_began(measured: Path, tmp_path: P
         least = secateur.allocate(graph, scores, macs=0.6, scope=scope).removed
         assert all(len(judged[0].removed[name]) >= len(units) for name, units in least.items())
     assert judged[0].pruned.macs <= 0.6 * judged[0].dense.macs
-    # A second call reads all from the database.
+    # A second call reads all from the record.
     before = len(judged)
     again = divided(
         graph, scores, {"macs": 0.6}, scope="search", normalisation="mean",
-        search=ShareSearch(trials=20), accuracy=accuracy, database=tmp_path / "search.db",
+        search=ShareSearch(trials=20), accuracy=accuracy, record=tmp_path / "search.json",
     )  # fmt: skip
     assert again.removed == plan.removed
     assert len(judged) == before

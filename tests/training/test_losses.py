@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from secateur.training import TrainSettings, training_loss
-from secateur.training.losses import logits_of
 
 LOGITS = [[1.0, -0.5, 0.25], [0.0, 2.0, -1.0]]
 TAUGHT = [[2.0, 0.5, -1.0], [0.3, 0.2, 0.1]]
@@ -53,9 +51,3 @@ def test_labels_alone(smoothing: float) -> None:
         TrainSettings(label_smoothing=smoothing),
     )
     assert float(found) == pytest.approx(by_hand(smoothing, 0.0, 1.0), rel=1e-12)
-
-
-def test_logits_of_what_models_return() -> None:
-    logits = torch.zeros(2, 3)
-    for output in (logits, SimpleNamespace(logits=logits), (logits, None)):
-        assert logits_of(output) is logits

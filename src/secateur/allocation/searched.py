@@ -17,7 +17,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from secateur.allocation.limits import SLACK
-from secateur.errors import InputError, PlanError, unknown_name
+from secateur.errors import CheckpointError, InputError, PlanError, unknown_name
+from secateur.files import read_json, write_json
 from secateur.graph import Graph
 from secateur.pareto import frontier
 from secateur.plan import Plan
@@ -29,6 +30,9 @@ STEP = 0.05
 """Shares are multiples of this: finer ones differ by less than a unit in most groups."""
 FIRST = (0.1, 0.25, 0.5)
 """The first trials give all groups one share, so that the search starts from something known."""
+
+
+_Removed = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def search_allocation(
     most: float = 0.9,
     begin: Sequence[Mapping[str, int]] = (),
     seed: int = 0,
-    database: str | Path | None = None,
+    record: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Candidate, ...]:
     """Search how many units each group gives up.
@@ -66,13 +70,14 @@ def search_allocation(
         scores: from ``score``; groups left out stay whole.
         judge: returns the accuracy of a plan's network, on validation and never on test; called
             once for each division.
-        trials: divisions to try, those that the database holds included.
+        trials: divisions to try, those that the record holds included.
         sampler: "nsga2" or "tpe".
         most: the largest share of a group that may go.
         begin: divisions to try first, as units to remove of each group; taken up to the next
             share that is searched.
         seed: of what is drawn.
-        database: an SQLite file that keeps finished trials, so that a stopped search goes on.
+        record: a JSON file that keeps what was judged. A search that was stopped proposes the same
+            again and takes from there what it knows, so it ends like one that was not.
         progress: where to show how far it is.
 
     Returns:
@@ -81,49 +86,41 @@ def search_allocation(
 
     Raises:
         InputError: an argument is out of its range.
+        CheckpointError: the record is damaged.
     """
     import optuna
 
     _check(scores, trials, sampler, most)
+    known = _read(record)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None
-    if database is not None:
-        storage = f"sqlite:///{Path(database).absolute().as_posix()}"
-    study: Any = optuna.create_study(
-        study_name="allocation",
-        storage=storage,
-        directions=["maximize", "minimize"],
-        load_if_exists=True,
-    )
-    done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    # Another stream after a stop, or the same proposals would come again.
+    study: Any = optuna.create_study(directions=["maximize", "minimize"])
     study.sampler = {
         "nsga2": lambda: optuna.samplers.NSGAIISampler(
-            population_size=max(4, min(50, trials // 4)), seed=seed + len(done)
+            population_size=max(4, min(50, trials // 4)), seed=seed
         ),
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed + len(done)),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
     }[sampler]()
-    known = {_key(t.user_attrs["removed"]): tuple(t.values) for t in done}
-    if not done:
-        for counts in begin:
-            gone = {name: counts.get(name, 0) / graph.by_name[name].size for name in scores}
-            study.enqueue_trial({name: _above(share, most) for name, share in gone.items()})
-        for share in FIRST:
-            study.enqueue_trial({name: _stepped(min(share, most)) for name in scores})
-    for _ in track(range(trials - len(done)), "Searching shares", progress):
+    tried = dict[_Removed, tuple[float, ...]]()
+    for counts in begin:
+        gone = {name: counts.get(name, 0) / graph.by_name[name].size for name in scores}
+        study.enqueue_trial({name: _above(share, most) for name, share in gone.items()})
+    for share in FIRST:
+        study.enqueue_trial({name: _stepped(min(share, most)) for name in scores})
+    for _ in track(range(trials), "Searching shares", progress):
         trial = study.ask()
         shares = {
             name: trial.suggest_float(name, 0.0, _stepped(most), step=STEP) for name in scores
         }
         removed = _counts(graph, shares)
-        trial.set_user_attr("removed", removed)
         key = _key(removed)
         if key not in known:
             plan = plan_of(graph, scores, removed)
             macs = 1.0 if plan is None else plan.pruned.macs / plan.dense.macs
             known[key] = (judge(plan or make_plan(graph, {})), macs)
+            _write(record, known)
+        tried[key] = known[key]
         study.tell(trial, list(known[key]))
-    return _front(known)
+    return _front(tried)
 
 
 def plan_of(graph: Graph, scores: Mapping[str, Tensor], removed: Mapping[str, int]) -> Plan | None:
@@ -154,14 +151,30 @@ def _counts(graph: Graph, shares: Mapping[str, float]) -> dict[str, int]:
     }
 
 
-def _front(known: Mapping[tuple[tuple[str, int], ...], tuple[float, ...]]) -> tuple[Candidate, ...]:
+def _read(record: str | Path | None) -> dict[_Removed, tuple[float, ...]]:
+    if record is None or not Path(record).is_file():
+        return {}
+    try:
+        judged = read_json(Path(record))["judged"]
+        return {_key(removed): tuple(values) for removed, values in judged}
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{error}; delete {record} to judge its divisions again") from error
+
+
+def _write(record: str | Path | None, known: Mapping[_Removed, tuple[float, ...]]) -> None:
+    if record is not None:
+        judged = [[dict(removed), list(values)] for removed, values in known.items()]
+        write_json(Path(record), {"judged": judged})
+
+
+def _front(known: Mapping[_Removed, tuple[float, ...]]) -> tuple[Candidate, ...]:
     every = [Candidate(dict(key), values[0], values[1]) for key, values in known.items()]
     best = frontier([(one.accuracy, one.macs) for one in every])
     kept = [one for one, good in zip(every, best, strict=True) if good]
     return tuple(sorted(kept, key=lambda one: -one.macs))
 
 
-def _key(removed: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+def _key(removed: Mapping[str, int]) -> _Removed:
     return tuple(sorted(removed.items()))
 
 

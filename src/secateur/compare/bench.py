@@ -189,7 +189,7 @@ def searching(bench: Bench, spec: Spec) -> Iterator[Path]:
     """
     trial = spec.trial
     key = [dataclasses.asdict(spec.rule), trial.target, trial.value, trial.seed]
-    path = bench.stage / SEARCHES / f"{_named(key)}.db"
+    path = bench.stage / SEARCHES / f"{_named(key)}.json"
     make_folder(path.parent)
     with FileLock(path.with_suffix(".lock")):
         yield path

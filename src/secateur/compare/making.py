@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import shutil
 import time
 
 from torch import Tensor
@@ -39,7 +38,13 @@ from secateur.study import stages
 from secateur.study.dividing import divided, judge_of
 from secateur.study.fields import SEARCHED
 from secateur.training_state import snapshot
-from secateur.weight_masks import apply_masks, input_dims, lowest_masked, zero_masks
+from secateur.weight_masks import (
+    apply_masks,
+    competing_scores,
+    input_dims,
+    lowest_masked,
+    zero_masks,
+)
 
 
 def run_trial(bench: Bench, spec: Spec) -> Trial:
@@ -58,7 +63,6 @@ def run_trial(bench: Bench, spec: Spec) -> Trial:
         write_tensors(path, snapshot(made.model))
         if not spec.schedule.at_once:
             write_json(path.with_suffix(".plan"), {"plan": plan_text(made)})
-    shutil.rmtree(training_of(bench, trial), ignore_errors=True)
     return dataclasses.replace(
         trial,
         quality=found,
@@ -119,7 +123,7 @@ def planned(bench: Bench, spec: Spec) -> Plan:
     """Choose the units of one trial."""
     config, trial = bench.config, spec.trial
     searched = trial.scope == SEARCHED
-    with searching(bench, spec) if searched else contextlib.nullcontext() as database:
+    with searching(bench, spec) if searched else contextlib.nullcontext() as record:
         return divided(
             bench.subject.graph,
             unit_scores(bench, spec),
@@ -129,7 +133,7 @@ def planned(bench: Bench, spec: Spec) -> Plan:
             curves=bench.curves,
             search=config.search,
             accuracy=judge_of(bench.subject.model, judging_batches(bench)),
-            database=database,
+            record=record,
             seed=trial.seed,
             progress=bench.progress,
             round_to=config.round_to,
@@ -178,7 +182,8 @@ def _masked(bench: Bench, spec: Spec) -> Made:
     found = kept_tensors(bench, ["weight", dataclasses.asdict(spec.rule), trial.seed], compute)
     device = bench.subject.example.device
     names = input_dims(dense, protect=bench.config.protect)
-    masks = lowest_masked({n: found[n].to(device) for n in names}, trial.value, trial.scope)
+    scores = competing_scores(dense, {name: found[name].to(device) for name in names})
+    masks = lowest_masked(scores, trial.value, trial.scope)
     model = copy.deepcopy(dense)
     apply_masks(model, masks)
     return Made(model, bench.subject.graph.cost().macs, masks=masks)

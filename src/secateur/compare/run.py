@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import nn
 
 from secateur import comparison as records
-from secateur.compare.bench import Bench, Made, set_up
+from secateur.compare.bench import Bench, Made, set_up, training_of
 from secateur.compare.config import CompareConfig, plain, to_yaml
 from secateur.compare.database import Database, add, close_database, open_database, recorded
 from secateur.compare.making import made_again
@@ -142,6 +142,8 @@ def _run_missing(
         results = side_by_side(bench.config, bench.stage, missing, workers)
     for trial in track(results, "Trials", bench.progress, len(missing)):
         add(database, trial)
+        # Only now: a study that is killed before would train all epochs of the trial again.
+        shutil.rmtree(training_of(bench, trial), ignore_errors=True)
         if trial.error:
             say(bench.progress, f"failed: {said(trial)}: {trial.error}")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from secateur.criteria.base import Context, Scores, criterion
 from secateur.criteria.combine import Place, SlotSums, fold, places
+from secateur.criteria.curvature import wide_weights
 from secateur.criteria.elements import over_those_not_smaller
 from secateur.errors import unknown_name
 from secateur.graph import Graph
@@ -27,7 +28,7 @@ def l1(graph: Graph, context: Context) -> Scores:
     """Sum of absolute weights over the group's slots."""
     sums = SlotSums(graph, weights_only=True, aggregation=context.aggregation)
     with torch.no_grad():
-        return sums({name: p.abs() for name, p in graph.model.named_parameters()})
+        return sums({name: p.abs() for name, p in wide_weights(graph.model)})
 
 
 @criterion("l2")
@@ -35,7 +36,7 @@ def l2(graph: Graph, context: Context) -> Scores:
     """Euclidean norm of the weights over the group's slots."""
     sums = SlotSums(graph, weights_only=True, aggregation=context.aggregation)
     with torch.no_grad():
-        squares = sums({name: p * p for name, p in graph.model.named_parameters()})
+        squares = sums({name: p.square() for name, p in wide_weights(graph.model)})
     return {name: value.sqrt() for name, value in squares.items()}
 
 
@@ -49,7 +50,7 @@ def lamp(graph: Graph, context: Context) -> Scores:
     """
     sums = SlotSums(graph, weights_only=True, aggregation=context.aggregation)
     with torch.no_grad():
-        squares = sums({name: p * p for name, p in graph.model.named_parameters()})
+        squares = sums({name: p.square() for name, p in wide_weights(graph.model)})
     return {name: over_those_not_smaller(value) for name, value in squares.items()}
 
 

@@ -148,6 +148,7 @@ def structure_rounds(
             now, alive = cut(now, plan), _after(alive, plan)
         if plans:
             now.load_state_dict(standing.weights)
+            now.eval()
     for number, share in enumerate(targets[len(rounds) :], start=len(rounds) + 1):
         graph = trace(now, example_inputs)
         scores = judge(graph, criterion, calibration, seed=seed, scoring=scoring)

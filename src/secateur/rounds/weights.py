@@ -27,7 +27,7 @@ from secateur.rounds.state import Round, Standing
 from secateur.schedule import Cubic, cubic
 from secateur.training import Masks, StepHook, TrainSettings
 from secateur.training_state import snapshot
-from secateur.weight_masks import input_dims, lowest_masked
+from secateur.weight_masks import competing_scores, input_dims, lowest_masked
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def next_masks(
     """
     names = input_dims(model, protect=rule.protect, include=rule.include)
     found = element_scores(model, rule.criterion, rule.calibration, seed=rule.seed)
-    scores = {name: found[name] for name in names if layers is None or name in layers}
+    wanted = {name: found[name] for name in names if layers is None or name in layers}
+    scores = competing_scores(model, wanted)
     first = {
         # What is gone stays gone, also where a criterion would draw or the weight scores zero.
         name: values.masked_fill(~masks[name].to(values.device), -torch.inf)

@@ -21,12 +21,14 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from secateur.classification import class_logits, pair_of
 from secateur.data import set_epoch
 from secateur.errors import InputError, SecateurError
 from secateur.finetune import TrainSettings, learning_rate
 from secateur.progress import track
 from secateur.results import Epoch
-from secateur.training.losses import logits_of, training_loss
+from secateur.training.losses import training_loss
+from secateur.training.modes import still_modules, train_mode
 from secateur.training_state import (
     TrainState,
     check_space,
@@ -107,7 +109,7 @@ def train(
 
     Raises:
         InputError: the loader is empty, a setting has no meaning here, or the folder cannot be
-            used.
+            used; the data or the outputs are not a classifier's.
         CheckpointError: what the folder holds is damaged.
         SecateurError: the loss is not finite.
     """
@@ -115,6 +117,7 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, settings)
     held = dict(moving or {})
+    still = still_modules(model)
     whole = {**dataclasses.asdict(settings), **(asked or {}), "method": description}
     state = _begun(keeping, whole, model, settings)
     history: list[Epoch] = []
@@ -134,15 +137,17 @@ def train(
         losses = [entry.train_loss for entry in history]
         total, count, lr = 0.0, 0, settings.lr
         what = f"{description}: epoch {epoch}/{settings.epochs}"
-        model.train()
+        train_mode(model, still)
         with _seeded(loader, settings.seed, epoch):
-            for place, (inputs, labels) in enumerate(track(loader, what, progress, batches)):
+            for place, batch in enumerate(track(loader, what, progress, batches)):
+                inputs, labels = pair_of(batch)
                 lr = learning_rate(settings, epoch - 1 + place / (batches or place + 1), losses)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.zero_grad(set_to_none=True)
-                logits = logits_of(run(inputs.to(device)))
-                loss = training_loss(logits, labels.to(device), settings)
+                labels = labels.to(device).long()
+                logits = class_logits(run(inputs.to(device)), labels)
+                loss = training_loss(logits, labels, settings)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise SecateurError(

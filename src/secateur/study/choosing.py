@@ -54,7 +54,7 @@ def chosen(run: Run, config: RunConfig, subject: Subject) -> Plan:
         curves=curves_of(config, subject),
         search=config.search,
         accuracy=judge_of(subject.model, validation),
-        database=run.stage("search.db"),
+        record=run.stage("search.json"),
         seed=config.seed,
         progress=run.progress,
         round_to=config.round_to,

@@ -95,7 +95,7 @@ def divided(
     curves: Curves | None = None,
     search: ShareSearch | None = None,
     accuracy: Callable[[Plan], float] | None = None,
-    database: Path | None = None,
+    record: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **limits: Any,
@@ -111,7 +111,7 @@ def divided(
         curves: for "sensitivity", from :func:`read_curves`.
         search: for "search"; its defaults where None.
         accuracy: for "search": of a plan's network on validation.
-        database: for "search": keeps finished trials.
+        record: for "search": keeps what was judged.
         seed: for "search".
         progress: where to show how far it is.
         limits: further arguments of ``allocate``.
@@ -130,7 +130,7 @@ def divided(
     if scope == SEARCHED and accuracy is not None:
         return _searched(
             graph, scores, target["macs"], search or ShareSearch(), accuracy,
-            limits.get("protect", ()), database, seed, progress,
+            limits.get("protect", ()), record, seed, progress,
         )  # fmt: skip
     return allocate(graph, scores, scope=scope, normalisation=normalisation, **asked)
 
@@ -151,7 +151,7 @@ def _searched(
     search: ShareSearch,
     accuracy: Callable[[Plan], float],
     protect: Sequence[str],
-    database: Path | None,
+    record: Path | None,
     seed: int,
     progress: Progress | None,
 ) -> Plan:
@@ -167,7 +167,7 @@ def _searched(
         most=search.most,
         begin=[{name: len(plan.removed.get(name, ())) for name in free} for plan in known],
         seed=seed,
-        database=database,
+        record=record,
         progress=progress,
     )
     small = [one for one in front if one.macs <= macs]

@@ -236,7 +236,8 @@ def _of_division(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
     """Yield what does not go with a target that is divided by measuring."""
     fields = type(config).model_fields
     names = ("round_to", "limits", "max_sparsity")
-    given = {n: getattr(config, n) for n in names if getattr(config, n) != fields[n].get_default()}
+    usual = {n: fields[n].get_default(call_default_factory=True) for n in names}
+    given = {n: getattr(config, n) for n in names if getattr(config, n) != usual[n]}
     targets = [] if config.target is None else list(config.target.given)
     scopes = (config.scope,)
     yield from division_problems(scopes, config.curves, config.search, targets, given)

@@ -15,8 +15,9 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType
 from torch import Tensor, nn
 
+from secateur.classification import class_logits
 from secateur.errors import InputError, unknown_name
-from secateur.training.losses import logits_of
+from secateur.graph.tracing import run_model
 
 
 def accelerator_for(precision: str, trackers: Sequence[Any], logs: Path | None) -> Accelerator:
@@ -65,11 +66,18 @@ def tracked(accelerator: Accelerator, name: str, asked: Mapping[str, Any]) -> It
 
 @contextmanager
 def at_home(model: nn.Module) -> Iterator[None]:
-    """Bring the model back to the device that it came from, if it was on one."""
+    """Bring the model back to the device that it came from, if it was on one.
+
+    Attributes that accelerate gives it go, too: else they would be saved with it.
+    """
     devices = {parameter.device for parameter in model.parameters()}
+    own = set(vars(model))
     try:
         yield
     finally:
+        for name in set(vars(model)) - own:
+            if "accelerate" in name:
+                delattr(model, name)
         if len(devices) == 1:
             model.to(next(iter(devices)))
 
@@ -93,10 +101,14 @@ class Teacher:
         self._stack.close()
 
     @torch.no_grad()
-    def logits(self, inputs: Any) -> Tensor:
-        """Return the teacher's logits, in float32."""
+    def logits(self, inputs: Any, labels: Tensor) -> Tensor:
+        """Return the teacher's logits, in float32.
+
+        Raises:
+            InputError: its outputs are no logits of classes.
+        """
         with self._accelerator.autocast():
-            return logits_of(self._model(inputs)).float()
+            return class_logits(run_model(self._model, inputs), labels).float()
 
 
 def check_tracker(tracker: Any) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,12 +35,3 @@ def training_loss(
         reduction="batchmean",
     )
     return (1 - share) * hard + share * heat**2 * soft
-
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits of a model's output: a tensor, a record with ``logits``, or a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    found = output.logits if hasattr(output, "logits") else output[0]
-    assert isinstance(found, Tensor)
-    return found

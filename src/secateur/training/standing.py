@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.results import Epoch
 from secateur.training.frozen import Frozen, Masks, StepHook
+from secateur.training.modes import still_modules
 from secateur.training.rates import flat_epochs
 from secateur.training.settings import TrainSettings
 from secateur.training_state import TrainState, snapshot
@@ -27,6 +28,7 @@ class Standing:
         history: the epochs that are over.
         best: the epoch that ``best_weights`` are of; 0 for the weights from before.
         steps: optimiser steps done.
+        still: modules that training leaves in eval mode.
         settled: the first epoch at whose end the hook changes nothing any more; 0 for none yet.
     """
 
@@ -40,6 +42,10 @@ class Standing:
     steps: int = 0
     settled: int = 0
     frozen: Frozen = field(init=False)
+    still: tuple[nn.Module, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.still = still_modules(self.model)
 
     def begin(self, state: TrainState | None) -> None:
         """Start from the model's weights, or where ``state`` left off."""
