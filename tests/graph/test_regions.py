@@ -48,6 +48,17 @@ def sensitive_shape(
     return made, torch.empty_like(made, dtype=torch.int32)
 
 
+def deformed(
+    x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *rest: object
+) -> Tensor:
+    """Not at the offsets: a plain convolution whose results they shift."""
+    return F.conv2d(x, weight, bias, padding=1) + offset.sum(1, keepdim=True)
+
+
+def deformed_shape(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
+
+
 @pytest.fixture
 def region_operations() -> Iterator[None]:
     """The operations under torchvision's names, with plain kernels, for as long as a test runs."""
@@ -58,6 +69,13 @@ def region_operations() -> Iterator[None]:
         library.define(f"ps_roi_align({_NUMBERS}, int sampling_ratio) -> (Tensor, Tensor)")
         library.impl("ps_roi_align", sensitive, "CPU")
         library.impl("ps_roi_align", sensitive_shape, "Meta")
+        library.define(
+            "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, "
+            "SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, "
+            "SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask) -> Tensor"
+        )
+        library.impl("deform_conv2d", deformed, "CPU")
+        library.impl("deform_conv2d", deformed_shape, "Meta")
         yield
 
 
@@ -105,3 +123,38 @@ def test_channels_of_regions_are_cut_as_by_hand(sensitive_to_place: bool) -> Non
         assert torch.allclose(pruned(x, ROIS), wanted, rtol=1e-12, atol=1e-12)
         assert torch.allclose(secateur.mask(model, plan)(x, ROIS), wanted, rtol=1e-12, atol=1e-12)
     assert secateur.verify(model, pruned, plan, (x, ROIS)).ok
+
+
+class Deformable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.offset = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 18, 3, padding=1)
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 6, 3, 3)), nn.Parameter(torch.randn(8))
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        y = torch.ops.torchvision.deform_conv2d(
+            h, self.weight, self.offset(h), h.new_zeros(h.shape[0], 1), self.bias,
+            1, 1, 1, 1, 1, 1, 1, 1, False,
+        )  # fmt: skip
+        return self.out(torch.relu(y).mean((2, 3)))
+
+
+@pytest.mark.usefixtures("region_operations")
+def test_channels_of_deformable_convolutions_are_cut_as_by_hand() -> None:
+    torch.manual_seed(0)
+    model, x = Deformable().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = secateur.trace(model, x)
+    assert {g.name: g.size for g in graph.groups} == {"a": 6, "weight": 8}
+    plan = make_plan(graph, {"a": (1, 4), "weight": (0, 7)})
+    pruned = secateur.cut(model, plan)
+    keep, rows = [0, 2, 3, 5], [1, 2, 3, 4, 5, 6]
+    with torch.no_grad():
+        h = F.conv2d(x, model.a.weight[keep], model.a.bias[keep], padding=1)
+        offset = F.conv2d(h, model.offset.weight[:, keep], model.offset.bias, padding=1)
+        y = deformed(h, model.weight[rows][:, keep], offset, offset, model.bias[rows])
+        wanted = F.linear(torch.relu(y).mean((2, 3)), model.out.weight[:, rows], model.out.bias)
+        assert torch.allclose(pruned(x), wanted, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(secateur.mask(model, plan)(x), wanted, rtol=1e-12, atol=1e-12)
+    assert plan.pruned.macs == 64 * 9 * (3 * 4 + 4 * 18 + 4 * 6) + 6 * 4

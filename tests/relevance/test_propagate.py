@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from passes import ours
 from torch import Tensor, nn
 
@@ -175,6 +177,48 @@ def test_a_network_without_bias_keeps_all_relevance_at_every_layer(rule: str) ->
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     found, started = ours(model, x, Settings(rule=rule, epsilon=TINY))
     assert len(found) == 4
+    for relevance in found.values():
+        assert float(relevance.sum()) == pytest.approx(float(started.sum()), rel=1e-6)
+
+
+def unpooled(h: Tensor) -> Tensor:
+    values, where = F.max_pool2d(h, 2, return_indices=True)
+    return F.max_unpool2d(values, where, 2)
+
+
+def sampled(h: Tensor) -> Tensor:
+    """Sampled at the centres of the pixels of a picture half as large."""
+    theta = torch.eye(2, 3, dtype=h.dtype).expand(len(h), 2, 3)
+    grid = F.affine_grid(theta, [len(h), 8, 4, 4], align_corners=False)
+    return F.grid_sample(h, grid, align_corners=False)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        unpooled,
+        sampled,
+        lambda h: h.median(2, keepdim=True).values,
+        lambda h: h.nanmedian(2, keepdim=True)[0],
+        lambda h: h.kthvalue(2, 2, keepdim=True)[0],
+        lambda h: h.cummax(3).values,
+        lambda h: h.index_fill(2, torch.tensor([1]), 0.0),
+    ],
+)
+def test_what_picks_elements_keeps_all_relevance(middle: Callable[[Tensor], Tensor]) -> None:
+    class Picking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.b = nn.Conv2d(8, 4, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(middle(torch.relu(self.a(x)))).mean((2, 3))
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    found, started = ours(Picking().double().eval(), x, Settings(rule="epsilon", epsilon=TINY))
+    assert set(found) == {"a", "b"}
     for relevance in found.values():
         assert float(relevance.sum()) == pytest.approx(float(started.sum()), rel=1e-6)
 

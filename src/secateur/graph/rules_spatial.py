@@ -182,6 +182,21 @@ def sensitive_regions(flow: Flow, node: Node) -> None:
         flow.set(node, [boxes[0], channel, *_spatial(flow, shape[2:])], index)
 
 
+@rule("deform_conv2d", namespace="torchvision")
+def deformable_convolution(flow: Flow, node: Node) -> None:
+    """A convolution that reads at offsets [N, 2 x kernel, H, W], the same for all channels."""
+    x, weight, offset, mask, bias = node.args[:5]
+    if node.argument("groups") != 1 or node.argument("offset_groups") != 1:
+        raise ValueError("in groups")
+    dims, w, shape = flow.dims(x), flow.dims(weight), flow.out_shape(node)
+    why = "a convolution slides over it"
+    flow.pin(node, [*dims[2:], *w[2:], *flow.dims(offset)[1:], *flow.dims(mask)[1:]], why)
+    flow.contract(node, (0, 1), (1, 1))
+    flow.unify(node, w[0], flow.dims(bias)[0])
+    flow.set(node, [dims[0], w[0], *_spatial(flow, shape[2:])])
+    flow.count(math.prod(flow.shape(weight)[2:]) * math.prod(shape[2:]), [dims[0], w[0], w[1]])
+
+
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def spectrum(flow: Flow, node: Node) -> None:
     """Dimensions that are transformed are pinned; the others pass."""

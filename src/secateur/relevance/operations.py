@@ -242,15 +242,16 @@ def glu(call: Call) -> Result:
 
 @_rule("mean", "sum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d",
        "_adaptive_avg_pool3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d",
-       "upsample_trilinear3d", "_upsample_bilinear2d_aa", "cumsum")  # fmt: skip
+       "upsample_trilinear3d", "_upsample_bilinear2d_aa", "cumsum", "grid_sampler_2d",
+       "grid_sampler_3d")  # fmt: skip
 def average(call: Call) -> Result:
     """Weighted sums without weights of their own: each element gets its share."""
-    _only(call)
-    x, outs = call.tensors[0], call.run()
+    place = _only(call)
+    tensors, outs = call.tensors, call.run()
 
     def pull(relevances: Relevances) -> dict[int, Tensor]:
         share = _first(relevances) / stabilise(outs[0], call.settings.epsilon)
-        return {0: _transposed(call, [0], [x], [share])[0].mul(x)}
+        return {place: _transposed(call, [place], tensors, [share])[0].mul(tensors[place])}
 
     return outs, pull
 
@@ -314,7 +315,9 @@ _RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten.reshape", "aten.s
 @_rule("where", "masked_fill", "maximum", "minimum", "max", "min", "amax", "amin", "index",
        "index_select", "gather", "copy", "max_pool3d_with_indices", "adaptive_max_pool2d",
        "adaptive_max_pool3d", "topk", "sort", "take_along_dim", "slice_scatter",
-       "select_scatter", "scatter", "index_put")  # fmt: skip
+       "select_scatter", "scatter", "index_put", "median", "nanmedian", "kthvalue", "mode",
+       "cummax", "cummin", "max_unpool2d", "max_unpool3d", "index_fill", "diag_embed",
+       "masked_scatter")  # fmt: skip
 def selected(call: Call) -> Result:
     """What picks elements by value gives the relevance to those it picked."""
     tensors = call.tensors
