@@ -131,7 +131,7 @@ class Reader:
         name = data["parts"][0].get("name", "")
         # A class or function with chosen arguments is a call: only what does no more than
         # compute is taken from a stranger.
-        inert = root_of(name) in ("torch", "math", "cmath", "operator", "builtins", "numpy")
+        inert = root_of(name) in ("torch", "math", "cmath", "_operator", "builtins", "numpy")
         if not (self._trust.names(name) or (inert and data["parts"][0]["$"] == "object")):
             raise CheckpointError(
                 f"a partial of {name or 'an object'} is refused: partials run what the folder "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str, type(None))
 DEEPEST = 100
-SINGLE = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
+SINGLE = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented, "NoneType": type(None)}
 TORCH = (torch.dtype, torch.device, torch.memory_format, torch.layout)
 BASES = (
     OrderedDict, defaultdict, dict, deque, list, tuple, set, frozenset,
@@ -26,6 +26,7 @@ BASES = (
 )  # fmt: skip
 BASE_NAMES = {base.__name__: base for base in BASES}
 MUTABLE = (dict, list, set, deque, bytearray, types.SimpleNamespace)
+_OF_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 WAY_OUT = "save with factory='package.module:callable' instead"
 
 
@@ -67,7 +68,7 @@ def attributes_of(value: Any) -> dict[str, Any]:
 def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield name and value of the filled slots of an object."""
     for base in type(value).__mro__:
-        if base in BASES:
+        if not base.__flags__ & _OF_PYTHON:
             continue
         for name, descriptor in vars(base).items():
             if isinstance(descriptor, types.MemberDescriptorType):

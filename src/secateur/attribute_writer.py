@@ -40,7 +40,7 @@ from secateur.attribute_values import (
 )
 from secateur.errors import CheckpointError
 from secateur.numeric_values import is_numeric, write_numeric
-from secateur.trust import finalises, is_function, name_of, static_attribute
+from secateur.trust import finalises, is_function, is_of_system, name_of, static_attribute
 
 
 class Writer:
@@ -156,7 +156,8 @@ class Writer:
             return {"$": "annotation", "name": "|", "args": args}
         if isinstance(value, types.GenericAlias):
             return {"$": "annotation", "origin": self.value(value.__origin__, path), "args": args}
-        name = getattr(value, "_name", None) or ("Union" if args else "")
+        union = typing.get_origin(value) is typing.Union
+        name = "Union" if union else getattr(value, "_name", None)
         if name not in typing.__all__:
             raise refusal(value, path)
         return {"$": "annotation", "name": name, "args": args}
@@ -261,6 +262,8 @@ class Writer:
                 f"{path or 'the model'} holds {module}:{called}, which cannot be found again by "
                 f"its name; put it at the top of a module that can be imported, or {WAY_OUT}"
             )
+        if is_of_system(name, thing):
+            raise CheckpointError(f"{path} holds {name}, which is no part of a network; {WAY_OUT}")
         return name
 
 

@@ -26,7 +26,7 @@ _PASSED_OVER = frozenset(
 )
 _BY_TEXT: tuple[type, ...] = (
     torch.dtype, torch.device, torch.memory_format, torch.layout, pathlib.PurePath,
-    re.Pattern, np.dtype, np.generic, types.EllipsisType,
+    re.Pattern, np.dtype, np.generic, types.EllipsisType, types.NotImplementedType,
 )  # fmt: skip
 _BY_IDENTITY = (enum.Enum, types.ModuleType, logging.Logger)
 

@@ -253,10 +253,11 @@ def build(
             weights = vars(module)["_flat_weights"]
             vars(module)[_RNN_REFERENCES] = [w if w is None else weakref.ref(w) for w in weights]
     for name, entry in described.items():
-        if entry["parametrized"] and not parametrize.is_parametrized(modules[name]):
+        missing = [t for t in entry["parametrized"] if t not in vars(type(modules[name]))]
+        if missing:
             parametrize._inject_new_class(modules[name])
-            for tensor_name in entry["parametrized"]:
-                parametrize._inject_property(modules[name], tensor_name)
+        for tensor_name in missing:
+            parametrize._inject_property(modules[name], tensor_name)
     _check_tree(modules, described)
     return modules[""]
 
