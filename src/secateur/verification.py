@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.cutting import cut
 from secateur.errors import InputError, PlanError, TraceError
 from secateur.graph.copies import cloned, copy_model, every_tensor, map_tensors
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.modules import Address, where_is
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.process_settings import plain_operations
@@ -279,7 +280,7 @@ class _Proof:
         return [_Comparison(trial, *three) for trial, *three in zip(trials, *runs, strict=True)]
 
     def _dense(self) -> nn.Module:
-        return copy_model(self._model, lambda _, t: self._precise.convert(t))
+        return copy_model(self._model, lambda _, t: self._precise.convert(t), apart=True)
 
     def _masked(self) -> nn.Module:
         return mask(self._dense(), self._plan, inplace=True)
@@ -290,7 +291,9 @@ class _Proof:
         if names and self._precise.dtype is not None:
             unrounded = cut(self._dense(), self._plan)
             exact = {name: t.detach() for name, t in every_tensor(unrounded) if name in names}
-        return copy_model(self._pruned, lambda name, t: self._preferred(exact.get(name), t))
+        return copy_model(
+            self._pruned, lambda name, t: self._preferred(exact.get(name), t), apart=True
+        )
 
     def _preferred(self, exact: Tensor | None, tensor: Tensor) -> Tensor:
         """Take a scaled weight as it was before it was rounded, if rounding is all that differs."""
@@ -315,7 +318,8 @@ class _Proof:
 
     def _runs(self, make: Callable[[], nn.Module], trials: Sequence[_Trial]) -> list[_Run]:
         network = make().eval()
-        return [self._run(network, trial) for trial in trials]
+        with shared_variables_put_back(network):
+            return [self._run(network, trial) for trial in trials]
 
     def _run(self, network: nn.Module, trial: _Trial) -> _Run:
         inputs = map_tensors(trial.inputs, self._precise.convert)

@@ -17,7 +17,8 @@ from secateur.calibration import Batches, Loss, cross_entropy, seeded, untouched
 from secateur.criteria.combine import check_aggregation, check_normalisation, normalise
 from secateur.errors import InputError, unknown_name
 from secateur.graph import Graph
-from secateur.graph.copies import clone_model
+from secateur.graph.copies import stand_in
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.normal_mode import normal_mode
 from secateur.registry import Registry
 
@@ -143,11 +144,10 @@ def score(
     check_normalisation(normalisation)
     if rule.needs_calibration and calibration is None:
         raise InputError(f"criterion {rule.name!r} needs calibration batches, but got none")
-    if any(parameter.is_inference() for parameter in graph.model.parameters()):
-        graph = dataclasses.replace(graph, model=clone_model(graph.model))
+    graph = dataclasses.replace(graph, model=stand_in(graph.model))
     batches = watched(calibration, f"Scoring by {rule.name}", progress)
     context = Context(batches, loss, seed, aggregation, graph.example_inputs)
-    with seeded(graph.model, seed), untouched(graph.model):
+    with shared_variables_put_back(graph.model), seeded(graph.model, seed), untouched(graph.model):
         scores: Scores = partial(rule.function, **rule.options)(graph, context)
     for name, values in scores.items():
         if not bool(torch.isfinite(values).all()):

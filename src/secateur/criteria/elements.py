@@ -52,8 +52,9 @@ from secateur.calibration import (
 from secateur.criteria.base import Context, Criterion
 from secateur.criteria.curvature import hessian_products, wide_weights, zeros
 from secateur.errors import InputError
-from secateur.graph.copies import copy_model, map_tensors
+from secateur.graph.copies import copy_model, map_tensors, stand_in
 from secateur.graph.grouped_product import GroupedInFloat64
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.tracing import run_model
 from secateur.registry import Registry
 
@@ -109,7 +110,8 @@ def element_scores(
         raise InputError(f"criterion {rule.name!r} needs calibration batches, but got none")
     batches = watched(calibration, f"Scoring by {rule.name}", progress)
     context = Context(batches, loss, seed, example_inputs=example_inputs)
-    with seeded(model, seed), untouched(model):
+    model = stand_in(model)
+    with shared_variables_put_back(model), seeded(model, seed), untouched(model):
         scores: Elements = partial(rule.function, **rule.options)(model, context)
     for name, values in scores.items():
         if not bool(torch.isfinite(values).all()):
@@ -273,7 +275,7 @@ def synflow(model: nn.Module, context: Context) -> Elements:
             return tensor.to(device)
         return torch.ones(tensor.shape, dtype=torch.float64, device=device)
 
-    twin = copy_model(model, positive).eval()
+    twin = copy_model(model, positive, apart=True).eval()
     with torch.enable_grad(), GroupedInFloat64():
         outputs = run_model(twin, map_tensors(context.example_inputs, ones))
         logits_of(outputs).sum().backward()

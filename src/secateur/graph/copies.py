@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.graph.attributes import change_held, held_values
+from secateur.graph.hooks import separate_hooks
 from secateur.graph.program import tensor_leaves
 from secateur.graph.sizes import Attr, Sized
 
@@ -45,6 +46,8 @@ def _laid_out_like(tensor: Tensor, data: Tensor) -> Tensor:
     """Put the dimensions of ``data`` in memory in the order in which ``tensor`` has them."""
     if tensor.layout is not torch.strided or data.dim() != tensor.dim() or 0 in tensor.stride():
         return data
+    if data.shape == tensor.shape and data.stride() == tensor.stride():
+        return data
     order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], dim))
     back = sorted(range(tensor.dim()), key=order.__getitem__)
     return data.permute(order).contiguous().permute(back)
@@ -55,11 +58,17 @@ def cloned(tensor: Tensor) -> Tensor:
     return replica(tensor, tensor.detach().clone())
 
 
-def copy_model(model: nn.Module, replace: Replace) -> nn.Module:
+def copy_model(model: nn.Module, replace: Replace, *, apart: bool = False) -> nn.Module:
     """Copy ``model``, with ``replace(name, tensor)`` in place of every tensor it holds.
 
     Parameters and buffers keep their registration and their ties; tensors that modules hold as
     plain attributes come with their path, those in sets and foreign objects with an empty name.
+
+    Args:
+        model: what to copy.
+        replace: makes the tensors of the copy.
+        apart: give hooks variables of their own, so that the copy runs without a trace in the
+            user's; else the copy's hooks store where the model's do.
     """
     memo: dict[int, Any] = {}
     for name, tensor in every_tensor(model):
@@ -74,7 +83,31 @@ def copy_model(model: nn.Module, replace: Replace) -> nn.Module:
             for key, value in vars(module).items():
                 if key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
                     held[key] = _copy_value(value, memo)
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
+        if apart:
+            separate_hooks(copied, memo, _copy_value)
+    return copied
+
+
+def stand_in(model: nn.Module, *, buffers: bool = False) -> nn.Module:
+    """Return a network with the same weights that may be run in the place of ``model``.
+
+    Its modes, hooks, gradients and what its modules and hooks remember are its own; so nothing of
+    the user's changes while it runs, whatever ends it, and other threads may run ``model``.
+
+    Args:
+        model: whose weights it shares.
+        buffers: share these, too, and let both be written to.
+    """
+    # Autograd takes no tensor that inference mode made.
+    shared = {id(tensor) for tensor in model.parameters() if not tensor.is_inference()}
+
+    def same(_: str, tensor: Tensor) -> Tensor:
+        if buffers or id(tensor) in shared:
+            return replica(tensor, tensor.detach())
+        return cloned(tensor)
+
+    return copy_model(model, same, apart=True)
 
 
 class _HeldTensors(TorchFunctionMode):

@@ -28,6 +28,7 @@ from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_li
 from secateur.graph.dispatch import DispatchMode
 from secateur.graph.function_caches import KeyedBySize, keyed_by_size, private_caches
 from secateur.graph.generators import seeded_generators
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_kernels import plain_result
 from secateur.graph.meta_results import MetaResults
@@ -114,7 +115,8 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
     for way in ways:
         made: list[weakref.ref[Tensor]] = []
         try:
-            program = _isolated(model, example_inputs, way, training, made)
+            with shared_variables_put_back(model):
+                program = _isolated(model, example_inputs, way, training, made)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
             reasons.append(f"{type(error).__name__}: {first_line(error)}")
             program = None
@@ -174,7 +176,8 @@ def _record(
         "real": lambda t: t.detach().clone(),
     }
     convert = makers[way]
-    twin = copy_model(model, lambda _, tensor: convert(tensor)).train(training)
+    twin = copy_model(model, lambda _, tensor: convert(tensor), apart=True)
+    twin.train(training)
     for module in twin.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # in train mode it refuses a single value a channel

@@ -95,7 +95,9 @@ def _leaf(path: str) -> str:
 
 def _read(graph: Graph) -> set[str]:
     """Return the names that the forward pass reads from the configs."""
-    twin = copy_model(graph.model, lambda _, t: t if graph.program.way == "real" else meta_like(t))
+    twin = copy_model(
+        graph.model, lambda _, t: t if graph.program.way == "real" else meta_like(t), apart=True
+    )
     found: set[str] = set()
     for config in configs_of(twin).values():
         config.__class__ = _watched(type(config), found)

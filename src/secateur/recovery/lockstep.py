@@ -10,7 +10,7 @@ anew from the model's inputs instead: slower, and the same numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
 def entries(
     model: nn.Module, batches: Sequence[Any], stops: Sequence[str], *, waiting: bool
-) -> Iterator[Callable[[], Iterator[Arguments]]]:
+) -> Generator[Callable[[], Iterator[Arguments]]]:
     """Yield, for every stop in turn, a function that gives what its module is called with.
 
     The module may be run and changed between two stops.
@@ -43,9 +43,10 @@ def entries(
         for stop in stops:
             yield lambda stop=stop: _reached(model, batches, stop)  # type: ignore[misc]
         return
-    passes = [_Pass(model, inputs) for inputs in batches]
+    passes: list[_Pass] = []
     handles = []
     try:
+        passes += (_Pass(model, inputs) for inputs in batches)
         for stop in stops:
             waits = _hook(stop)
             handle = model.get_submodule(stop).register_forward_pre_hook(waits, with_kwargs=True)

@@ -17,10 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
+from secateur.graph.copies import stand_in
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.tracing import run_model
-from secateur.recovery.running import evaluating, inputs_of
+from secateur.recovery.running import inputs_of
 
 
 class Moments:
@@ -72,12 +74,13 @@ def recalibrate(model: nn.Module, calibration: Batches) -> int:
     Raises:
         InputError: no batch, or one with a single value in a channel.
     """
+    model = stand_in(model, buffers=True).eval()
     norms = batch_norms(model)
-    moments = {name: Moments() for name in norms}
     if not norms:
         return 0
+    moments = {name: Moments() for name in norms}
     count = 0
-    with evaluating(model), _normalising_by_batch(norms, moments), torch.no_grad():
+    with shared_variables_put_back(model), _normalising_by_batch(norms, moments), torch.no_grad():
         for inputs in inputs_of(calibration):
             count += 1
             with plain_operations():

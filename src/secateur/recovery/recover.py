@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Generic, TypeVar
@@ -16,7 +17,8 @@ from secateur.calibration import Batches, device_of, to_device
 from secateur.cutting import check_fit
 from secateur.errors import InputError, PlanError, unknown_name
 from secateur.graph import Graph, trace
-from secateur.graph.copies import clone_model, named_tensors
+from secateur.graph.copies import clone_model, named_tensors, stand_in
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
@@ -27,7 +29,7 @@ from secateur.recovery.least_squares import solve_site
 from secateur.recovery.lockstep import entries
 from secateur.recovery.norms import batch_norms, recalibrate
 from secateur.recovery.records import LayerRecord
-from secateur.recovery.running import evaluating, inputs_of
+from secateur.recovery.running import inputs_of
 from secateur.recovery.sites import Site, find_sites
 
 M = TypeVar("M", bound=nn.Module)
@@ -108,20 +110,22 @@ def recover(
     if not inputs:
         raise InputError("calibration must hold at least one batch, but it is empty")
     model: M = pruned if inplace else clone_model(pruned)
-    with evaluating(dense, model), torch.no_grad(), plain_operations():
+    dense, running = stand_in(dense).eval(), stand_in(model, buffers=True).eval()
+    with shared_variables_put_back(dense), torch.no_grad(), plain_operations():
         if method == "recalibrate":
-            return Recovered(model, (_recalibrated(dense, model, inputs, progress),), {})
+            return Recovered(model, (_recalibrated(dense, running, inputs, progress),), {})
         graph = trace(dense, to_device(inputs[0], device_of(dense)))
         sites, left = find_sites(graph, plan, every=every_layer)
-        both = (dense, model)
+        both = (dense, running)
         waiting = _waiting_bytes(graph, len(inputs)) <= memory
         found = _solve(both, plan, inputs, sites, ridge, method, waiting, progress)
         layers = []
-        for site, record in found:
-            if isinstance(record, str):
-                left[f"{site.name}.weight"] = record
-            else:
-                layers.append(record)
+        with closing(found):
+            for site, record in found:
+                if isinstance(record, str):
+                    left[f"{site.name}.weight"] = record
+                else:
+                    layers.append(record)
     return Recovered(model, tuple(layers), left)
 
 
@@ -134,23 +138,24 @@ def _solve(
     method: str,
     waiting: bool,
     progress: Progress | None,
-) -> Iterator[tuple[Site, LayerRecord | str]]:
+) -> Generator[tuple[Site, LayerRecord | str]]:
     dense, pruned = models
     scopes = [(scope, list(inside)) for scope, inside in groupby(sites, lambda s: s.scope)]
     stops = [scope for scope, _ in scopes]
-    steps = zip(
-        track(scopes, "Recovering layers", progress, len(scopes)),
-        entries(dense, inputs, stops, waiting=waiting),
-        entries(pruned, inputs, stops, waiting=waiting),
-        strict=False,
-    )
-    for (_, inside), for_dense, for_pruned in steps:
-        for site in inside:
-            pairs: Any = zip(for_dense(), for_pruned(), strict=False)
-            yield (
-                site,
-                solve_site(dense, pruned, plan, site, pairs, ridge=ridge, weights=method != "bias"),
-            )
+    bars = track(scopes, "Recovering layers", progress, len(scopes))
+    # Closed at once where something fails between two layers: they have threads and hooks.
+    with (
+        closing(entries(dense, inputs, stops, waiting=waiting)) as in_dense,
+        closing(entries(pruned, inputs, stops, waiting=waiting)) as in_pruned,
+    ):
+        for (_, inside), for_dense, for_pruned in zip(bars, in_dense, in_pruned, strict=False):
+            for site in inside:
+                pairs: Any = zip(for_dense(), for_pruned(), strict=False)
+                weights = method != "bias"
+                yield (
+                    site,
+                    solve_site(dense, pruned, plan, site, pairs, ridge=ridge, weights=weights),
+                )
 
 
 def _recalibrated(

@@ -88,19 +88,6 @@ def catch(model: nn.Module, arguments: Arguments, site: Site, *, output: bool) -
     return caught
 
 
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Run a block with the models in eval mode; put every module's mode back after it."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def inputs_of(calibration: Batches) -> Iterator[Any]:
     """Yield the inputs of every (inputs, labels) batch.
 

@@ -21,12 +21,14 @@ from torch.nn.modules.conv import _ConvNd
 from secateur.calibration import Batches, device_of, to_device
 from secateur.errors import InputError
 from secateur.graph import Graph
+from secateur.graph.copies import stand_in
+from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.tracing import run_model
 from secateur.planning import make_plan
 from secateur.recovery.equations import Equations
 from secateur.recovery.least_squares import rows_of, slope_of
-from secateur.recovery.running import evaluating, inputs_of
+from secateur.recovery.running import inputs_of
 from secateur.recovery.sites import Site, find_sites
 
 
@@ -50,10 +52,10 @@ def reconstruction_scores(
     readers = _readers(graph, groups)
     if not readers:
         raise InputError("groups must hold one that a single layer reads, but none does")
-    model = graph.model
+    model = stand_in(graph.model).eval()
     sums = {name: Equations() for name in readers}
     count = 0
-    with evaluating(model), torch.no_grad(), plain_operations():
+    with shared_variables_put_back(model), torch.no_grad(), plain_operations():
         hooks = [
             model.get_submodule(site.name).register_forward_hook(_watch(sums[name]))
             for name, site in readers.items()

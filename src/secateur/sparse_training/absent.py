@@ -116,7 +116,7 @@ def remove_blocks(
     changed: M = model if inplace else clone_model(model)
     stands = _stand_ins(model, blocks, example_inputs)
     expected = _outputs(_silenced(model, blocks), example_inputs)
-    trial = copy_model(model, lambda _, tensor: _double(tensor))
+    trial = copy_model(model, lambda _, tensor: _double(tensor), apart=True)
     _put(trial, stands)
     try:
         found = _outputs(trial, example_inputs)
@@ -140,7 +140,7 @@ def difference(one: nn.Module, other: nn.Module, example_inputs: Any) -> float:
     shapes differ.
     """
     found, expected = (
-        _outputs(copy_model(network, lambda _, tensor: _double(tensor)), example_inputs)
+        _outputs(copy_model(network, lambda _, tensor: _double(tensor), apart=True), example_inputs)
         for network in (one, other)
     )
     return largest_error(found, expected)
@@ -291,7 +291,7 @@ def _put(model: nn.Module, stands: Mapping[str, nn.Module]) -> None:
 
 def _silenced(model: nn.Module, blocks: Sequence[Block]) -> nn.Module:
     """Return a copy in float64 with the branches' last layers at zero: the reference."""
-    copied = copy_model(model, lambda _, tensor: _double(tensor))
+    copied = copy_model(model, lambda _, tensor: _double(tensor), apart=True)
     parameters = dict(copied.named_parameters())
     with torch.no_grad():
         for block in blocks:
