@@ -53,6 +53,12 @@ def pooled(m: Any, h: Tensor) -> Tensor:
     return h + F.avg_pool2d(F.max_pool2d(h, (3, 1), 1, (1, 0)), (3, 1), 1, (1, 0))
 
 
+def pooled_to_one(m: Any, h: Tensor) -> Tensor:
+    """The largest, and the mean of three parts of the tokens, over all dimensions."""
+    means = F.adaptive_avg_pool2d(h[:, None], (TOKENS, 1))[:, 0]
+    return h - F.adaptive_max_pool1d(h, 1) * means
+
+
 def padded(m: Any, h: Tensor) -> Tensor:
     longer = F.pad(h[:, None], (0, 0, 1, 1), mode="reflect")
     return h + F.pad(longer, (0, 0, 1, 1), mode="replicate")[:, 0, 2:-2].sin()
@@ -88,6 +94,7 @@ MIXERS: dict[str, tuple[Callable[..., Tensor], Callable[[], dict[str, nn.Module]
     ),
     "pools": (pooled, dict, 0),
     "pads": (padded, dict, 0),
+    "pools_to_one": (pooled_to_one, dict, 0),
 }
 
 

@@ -27,17 +27,22 @@ def spatial(flow: Flow, node: Node) -> None:
     """Pooling, resizing and padding act on the last dimensions; the others pass.
 
     Positions that pooling returns are numbers in space, one a channel: unpooling takes
-    them with the channels that they belong to.
+    them with the channels that they belong to. A dimension pooled to a single position,
+    whatever its size, is reduced over the kept ones.
     """
     found = re.search(r"([123])d", node.op)
     rank = int(found.group(1)) if found else 2
     x, others = node.args[0], refs_of(node)[1:]
     dims = flow.dims(x)
     passing = _passing(node, rank)
+    reduced = [n == 1 and "adaptive" in node.op for n in flow.out_shape(node)[-rank:]]
     if any(key in flow.used for key in node.outs[1:]):
-        passing = [False] * rank  # the numbers count along all spatial dimensions
-    touched = [axis for axis, passes in zip(dims[-rank:], passing, strict=True) if not passes]
-    flow.pin(node, touched, "a spatial operation acts on it")
+        passing = reduced = [False] * rank  # the numbers count along all spatial dimensions
+    for d, axis in enumerate(dims[-rank:], len(dims) - rank):
+        if reduced[d - len(dims)]:
+            flow.read(node, 0, d, axis, "gather")
+        elif not passing[d - len(dims)]:
+            flow.pin(node, [axis], "a spatial operation acts on it")
     for ref in others:
         same = flow.dims(ref)
         if "unpool" in node.op:
