@@ -68,6 +68,27 @@ class Derived:
         return 2 * self.half
 
 
+class Pretrained:
+    """As the config of a Hugging Face model."""
+
+    __module__ = "transformers.configuration_utils"
+
+    def __init__(self) -> None:
+        self.width = 32
+
+    def to_dict(self) -> dict[str, int]:
+        return vars(self)
+
+
+class OtherOfTransformers:
+    """A cache, say: it holds numbers, but none that a cut should follow."""
+
+    __module__ = "transformers.cache_utils"
+
+    def __init__(self) -> None:
+        self.width = 32
+
+
 CONFIGS: dict[str, tuple[Callable[[], Any], Callable[[Any], int], str]] = {
     "dataclass": (Config, lambda c: c.width, "config.width"),
     "frozen": (Frozen, lambda c: c.width, "config.width"),
@@ -85,6 +106,7 @@ CONFIGS: dict[str, tuple[Callable[[], Any], Callable[[Any], int], str]] = {
         lambda c: c["model"]["sizes"][1],
         'config["model"]["sizes"][1]',
     ),
+    "hugging face": (Pretrained, lambda c: c.width, "config.width"),
     "property": (Derived, lambda c: c.width, "config.half"),
 }
 
@@ -365,3 +387,16 @@ def test_numbers_of_the_modules_own_class_count() -> None:
     assert pruned.width == 8
     assert Wide.width == 16
     assert pruned(X).shape == (2, 6, 3)
+
+
+def test_other_objects_of_transformers_are_left_alone() -> None:
+    model = Scan(OtherOfTransformers(), lambda c: c.width)
+    assert not [path for path, _ in held_values(model) if path.startswith("config")]
+
+
+def test_configs_of_hugging_face_are_left_out_where_asked() -> None:
+    model = Scan(Pretrained(), lambda c: c.width)
+    paths = [path for path, _ in held_values(model)]
+    assert "config.width" in paths
+    without = [path for path, _ in held_values(model, configs=False)]
+    assert without == [path for path in paths if path != "config.width"]

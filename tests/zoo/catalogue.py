@@ -558,6 +558,33 @@ TRANSFORMERS: dict[str, Case] = {
         input_ids(14),
     ),
     "detr": Case(detr, pixel_values(64), pixel_values(96)),
+    "longformer": Case(
+        hugging_face(
+            "LongformerForSequenceClassification",
+            "LongformerConfig",
+            "logits",
+            **BERT,
+            attention_window=[8, 8],
+        ),
+        input_ids(16),
+        input_ids(24),
+    ),
+    "funnel": Case(
+        hugging_face(
+            "FunnelForSequenceClassification",
+            "FunnelConfig",
+            "logits",
+            vocab_size=VOCABULARY,
+            d_model=32,
+            n_head=4,
+            d_head=8,
+            d_inner=48,
+            block_sizes=[1, 1, 1],
+            num_labels=CLASSES,
+        ),
+        input_ids(16),
+        input_ids(24),
+    ),
 }
 
 CATALOGUE: dict[str, Case] = {

@@ -20,6 +20,7 @@ from secateur.graph import (
     rules_slices,
     rules_spatial,
     rules_views,
+    rules_windows,
 )
 from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
@@ -43,6 +44,7 @@ _RULE_ROOMS = (
     rules_slices,
     rules_spatial,
     rules_views,
+    rules_windows,
 )
 
 

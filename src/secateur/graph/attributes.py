@@ -34,16 +34,19 @@ _FOREIGN = frozenset(sys.stdlib_module_names) | {"torch", "numpy"}
 _NAMESPACES = (types.SimpleNamespace, Namespace)
 
 
-def change_held(model: nn.Module, change: Change, *, but: Iterable[int] = ()) -> dict[int, Any]:
+def change_held(
+    model: nn.Module, change: Change, *, but: Iterable[int] = (), configs: bool = True
+) -> dict[int, Any]:
     """Put ``change(path, value)`` in place of every integer and tensor that modules hold.
 
     Lists, dictionaries and objects are changed where they are, tuples are made anew. Submodules,
-    parameters and buffers stay, and so do objects whose ids are in ``but``.
+    parameters and buffers stay, and so do objects whose ids are in ``but``, and the configs of
+    Hugging Face models unless ``configs``.
 
     Returns:
         Every list, dictionary and object that was visited, by its id.
     """
-    walk = _Walk(change, but)
+    walk = _Walk(change, but, configs)
     for name, module in model.named_modules():
         for key, value in _attributes(module, _MACHINERY):
             made = walk.changed(f"{name}.{key}" if name else key, value)
@@ -52,7 +55,7 @@ def change_held(model: nn.Module, change: Change, *, but: Iterable[int] = ()) ->
     return walk.visited
 
 
-def held_values(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def held_values(model: nn.Module, *, configs: bool = True) -> Iterator[tuple[str, Any]]:
     """Yield the path and value of every integer and tensor that modules hold."""
     found: list[tuple[str, Any]] = []
 
@@ -60,7 +63,7 @@ def held_values(model: nn.Module) -> Iterator[tuple[str, Any]]:
         found.append((path, value))
         return value
 
-    change_held(model, note)
+    change_held(model, note, configs=configs)
     yield from found
 
 
@@ -72,8 +75,9 @@ def held_containers(model: nn.Module) -> dict[int, Any]:
 class _Walk:
     """Follows attributes into containers and plain objects, each once."""
 
-    def __init__(self, change: Change, but: Iterable[int]) -> None:
+    def __init__(self, change: Change, but: Iterable[int], configs: bool) -> None:
         self._change = change
+        self._configs = configs
         self._but = frozenset(but)
         self.visited: dict[int, Any] = {}
 
@@ -84,6 +88,8 @@ class _Walk:
         if isinstance(value, tuple):
             return self._tuple(path, value)
         if id(value) in self._but or id(value) in self.visited:
+            return value
+        if not self._configs and _is_config(value):
             return value
         entries = list(_entries(value))
         if entries:
@@ -127,18 +133,22 @@ def _is_key(key: Any) -> bool:
     return type(key) in _KEYS or (type(key) is tuple and all(type(k) in _KEYS for k in key))
 
 
-def _is_plain(value: Any) -> bool:
-    """Tell an object that holds data from modules, code, handles and library objects.
+def _is_config(value: Any) -> bool:
+    """Tell whether an object is the config of a Hugging Face model."""
+    return hasattr(value, "to_dict") and _is_of_transformers(value)
 
-    Configs of Hugging Face models are left to :mod:`secateur.huggingface`.
-    """
+
+def _is_of_transformers(value: Any) -> bool:
+    return any(_package(base) == "transformers" for base in type(value).__mro__)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell an object that holds data from modules, code, handles and library objects."""
     if isinstance(value, _NAMESPACES):
         return True
     if isinstance(value, (type, types.ModuleType, nn.Module)) or callable(value):
         return False
-    if _package(type(value)) in _FOREIGN or any(
-        _package(base) == "transformers" for base in type(value).__mro__
-    ):
+    if _package(type(value)) in _FOREIGN or (_is_of_transformers(value) and not _is_config(value)):
         return False
     return hasattr(value, "__dict__") or bool(_slots(type(value)))
 

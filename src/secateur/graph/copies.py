@@ -209,9 +209,13 @@ def every_tensor(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from held_tensors(model)
 
 
-def integer_attributes(model: nn.Module) -> dict[str, int]:
-    """Return every integer that modules hold as plain attributes, by path."""
-    return {path: value for path, value in held_values(model) if type(value) is int}
+def integer_attributes(model: nn.Module, *, configs: bool = True) -> dict[str, int]:
+    """Return every integer that modules hold as plain attributes, by path.
+
+    Those in configs of Hugging Face models are left out unless ``configs``.
+    """
+    held = held_values(model, configs=configs)
+    return {path: value for path, value in held if type(value) is int}
 
 
 def plant_sizes(model: nn.Module, *, but: Iterable[int] = ()) -> dict[str, int]:

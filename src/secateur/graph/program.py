@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -102,7 +103,8 @@ class Program:
     """The operations of one forward pass, in order.
 
     ``numbers`` are those that the code made tensors of, ``read`` the tensors whose values it
-    took out (``tolist``), with the module that did.
+    took out (``tolist``), with the module that did, ``strides`` those of tensors whose memory
+    is looked at.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -112,6 +114,7 @@ class Program:
     comparisons: dict[tuple[str, Expr, Expr, bool], str] = field(default_factory=dict)
     numbers: dict[int, float] = field(default_factory=dict)
     read: list[tuple[int, str]] = field(default_factory=list)
+    strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     batch: int = 1
     way: str = ""
@@ -128,6 +131,21 @@ class Program:
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Return the shape of the tensor that ``ref`` names."""
         return self.tensors[ref.key].shape
+
+
+def inner_dims(shape: Sequence[int], strides: Sequence[int]) -> list[tuple[int, ...]] | None:
+    """Return for each dimension the ones that vary faster in memory, slowest first.
+
+    None where the tensor has holes or overlaps, so that its strides are no products of sizes.
+    """
+    order = sorted(range(len(shape)), key=lambda d: (-strides[d], d))
+    order = [d for d in order if shape[d] != 1]
+    found = {d: tuple(order[place + 1 :]) for place, d in enumerate(order)}
+    if any(strides[d] != math.prod(shape[i] for i in inner) for d, inner in found.items()):
+        return None
+    return [
+        found.get(d, tuple(i for i in order if strides[i] < strides[d])) for d in range(len(shape))
+    ]
 
 
 def refs_in(value: Any) -> Iterator[int]:

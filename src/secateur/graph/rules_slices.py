@@ -73,6 +73,8 @@ def _stated_bounds(
     call = node.call
     if call is not None and call.name == "narrow" and len(call.args) == 4:
         start, length = call.args[2], call.args[3]
+        if isinstance(start, Ref) or isinstance(length, Ref):
+            return first, last
         return (start, start + length) if start >= 0 else ("end", "end")
     if call is not None and call.name in _EVEN_SPLITS:
         parts = call.kwargs.get("sections", call.kwargs.get("indices_or_sections", call.args[1]))

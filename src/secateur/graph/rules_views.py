@@ -47,8 +47,10 @@ def stated_sizes(node: Node, shape: Sequence[int]) -> list[Any]:
     if call.name in ("view", "reshape", "_unsafe_view"):
         given = call.args[1:] or tuple(call.kwargs.values())
         sizes = spread(given)
-        if len(sizes) == len(shape) and all(isinstance(s, int) for s in sizes):
-            return [None if s < 0 else s for s in sizes]
+        if len(sizes) == len(shape) and all(isinstance(s, (int, Ref)) for s in sizes):
+            # A tensor of one element is a number that comes from data.
+            known = [n if isinstance(s, Ref) else s for n, s in zip(shape, sizes, strict=True)]
+            return [None if s < 0 else s for s in known]
         return list(shape)
     if call.name == "unflatten":
         return _unflatten_sizes(call.args, call.kwargs, len(shape))

@@ -10,6 +10,7 @@ says so.
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
@@ -35,7 +36,15 @@ from secateur.graph.meta_results import MetaResults
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.process_settings import plain_operations
-from secateur.graph.program import Call, Node, Program, Ref, TensorInfo, tensor_leaves
+from secateur.graph.program import (
+    Call,
+    Node,
+    Program,
+    Ref,
+    TensorInfo,
+    inner_dims,
+    tensor_leaves,
+)
 from secateur.graph.sizes import (
     Apply,
     Dim,
@@ -287,6 +296,8 @@ class _Recorder(DispatchMode):
         if packet == "prim.device" or (packet == "aten.as_strided_" and self._same_layout(args)):
             return result
         refs = self.refs(args)
+        if packet == "aten.as_strided":
+            self.program.strides[refs[0].key] = args[0].stride()
         named = {name: self.refs(value) for name, value in kwargs.items()}
         returned = result if isinstance(result, (tuple, list)) else (result,)
         for tensor in returned:
@@ -358,6 +369,8 @@ class _Calls(TorchFunctionMode):
                 return self._shape(args[0], result)
             dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % args[0].dim()
             return Sized(result, Dim(self._recorder.key(args[0]), dim))
+        if name == "stride" and isinstance(args[0], Tensor):
+            return self._strides(args[0], func(*args, **kwargs))
         if name in ("numel", "nelement") and isinstance(args[0], Tensor):
             return self._number(args[0], func(*args, **kwargs))
         recorder = self._recorder
@@ -383,11 +396,27 @@ class _Calls(TorchFunctionMode):
 
     def _number(self, tensor: Tensor, number: int) -> int:
         """Return the number of elements as the product of the tensor's sizes."""
-        sizes = [Dim(self._recorder.key(tensor), d) for d in range(tensor.dim())]
+        return Sized(number, self._product(tensor, range(tensor.dim())))
+
+    def _product(self, tensor: Tensor, dims: Iterable[int]) -> Expr:
+        key = self._recorder.key(tensor)
         product: Expr = 1
-        for size in sizes:
-            product = size if product == 1 else Apply("*", product, size)
-        return Sized(number, product)
+        for d in dims:
+            product = Dim(key, d) if product == 1 else Apply("*", product, Dim(key, d))
+        return product
+
+    def _strides(self, tensor: Tensor, found: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        """Return strides as the products of sizes that they are, where memory has no holes."""
+        strides = tensor.stride()
+        inner = inner_dims(tensor.shape, strides) or []
+        known = {
+            strides[d]: Sized(strides[d], self._product(tensor, dims))
+            for d, dims in enumerate(inner)
+            if dims and strides[d] == math.prod(tensor.shape[i] for i in dims)
+        }
+        if isinstance(found, tuple):
+            return tuple(known.get(n, n) for n in found)
+        return known.get(found, found)
 
     def _shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
         key = self._recorder.key(tensor)

@@ -140,7 +140,8 @@ def _sizes(of: Blueprint, text: str) -> tuple[dict[Place, int] | None, str]:
         model = of.model(json.loads(text))
     except Exception as error:  # noqa: BLE001 - a config that its own library refuses, whatever it raises
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return {**shapes(model), **{(p, -1): v for p, v in integer_attributes(model).items()}}, ""
+    held = integer_attributes(model, configs=False)
+    return {**shapes(model), **{(path, -1): value for path, value in held.items()}}, ""
 
 
 def shapes(model: nn.Module) -> dict[Place, int]:
