@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 from typing import Any
 
 import pytest
 import torch
 from exactness import count, differences, snapshot
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 import secateur
@@ -178,3 +182,120 @@ def test_every_public_name_is_there() -> None:
     assert secateur.Check is Check
     with pytest.raises(AttributeError, match="'secateur' has no attribute 'compress'"):
         secateur.compress  # noqa: B018
+
+
+def unsound(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let every cut of the layers ``names`` be wrong."""
+
+    def wrong(model: Any, plan: secateur.Plan, **kwargs: Any) -> Any:
+        pruned = secateur.cut(model, plan, **kwargs)
+        with torch.no_grad():
+            for name in names:
+                if name in plan.removed:
+                    pruned.get_submodule(name).weight[0] += 1
+        return pruned
+
+    monkeypatch.setattr(pruning, "cut", wrong)
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(8, 3)).eval()
+
+
+def rows() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(4, 8)
+
+
+@pytest.mark.parametrize("guilty", [("0",), ("6",), ("10",), ("2", "8")])
+def test_groups_that_cannot_be_proved_stay_whole_and_the_rest_goes(
+    monkeypatch: pytest.MonkeyPatch, guilty: tuple[str, ...]
+) -> None:
+    unsound(monkeypatch, *guilty)
+    model = deep()
+    result = secateur.prune(model, rows(), sparsity=0.5)
+    assert result.check.ok
+    assert set(result.plan.removed) == {"0", "2", "4", "6", "8", "10"} - set(guilty)
+    for name in guilty:
+        (note,) = (n for n in result.plan.notes if n.startswith(f"group {name} stays whole"))
+        assert "differs from its masked reference" in note
+        assert result.model.get_submodule(name).weight.shape[0] == 8
+    monkeypatch.undo()
+    assert secateur.verify(model, result.model, result.plan, rows()).ok
+
+
+def test_a_target_is_met_by_the_other_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsound(monkeypatch, "4")
+    result = secateur.prune(deep(), rows(), params=0.6, scope="global")
+    assert "4" not in result.plan.removed
+    assert result.plan.pruned.params <= 0.6 * result.plan.dense.params
+    assert count(result.model) == result.plan.pruned.params
+
+
+def test_a_target_out_of_reach_without_the_guilty_groups_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unsound(monkeypatch, "0", "2", "4", "6")
+    with pytest.raises(VerificationError, match=r"differs from .*protect=\['group:0', 'group:2'"):
+        secateur.prune(deep(), rows(), params=0.2)
+
+
+def test_groups_that_are_wrong_together_alone_lose_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: Any, plan: secateur.Plan, **kwargs: Any) -> Any:
+        pruned = secateur.cut(model, plan, **kwargs)
+        if {"2", "6"} <= plan.removed.keys():
+            with torch.no_grad():
+                pruned[2].weight[0] += 1
+        return pruned
+
+    monkeypatch.setattr(pruning, "cut", wrong)
+    result = secateur.prune(deep(), rows(), sparsity=0.5)
+    assert set(result.plan.removed) == {"0", "2", "4", "8", "10"}
+
+
+def test_a_cut_that_shows_nothing_is_no_proof_and_says_what_to_do() -> None:
+    model = deep()
+    with torch.no_grad():
+        model[12].weight.zero_()
+    with pytest.raises(VerificationError, match="nothing is shown: the outputs do not depend on w"):
+        secateur.prune(model, rows(), sparsity=0.5)
+
+
+def test_nothing_is_blamed_on_a_network_that_never_computes_the_same() -> None:
+    class Clocked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            noise = torch.tensor([[int.from_bytes(os.urandom(2), "big") / 2**16]])
+            return self.b(torch.tanh(self.a(x) + noise))
+
+    with pytest.raises(VerificationError, match="the network does not compute the same twice"):
+        secateur.prune(Clocked().eval(), rows(), sparsity=0.5)
+
+
+def test_a_cut_draw_that_cannot_be_the_same_protects_its_group_by_name() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            return self.c(torch.tanh(self.b(h + h.shape[1] * torch.poisson(h.abs()))))
+
+    torch.manual_seed(0)
+    result = secateur.prune(Shuffled().eval(), rows(), sparsity=0.5)
+    assert result.check.ok
+    assert "b" in result.plan.removed
+
+
+def test_progress_tells_of_a_protected_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsound(monkeypatch, "6")
+    console = Console(file=io.StringIO(), width=200)
+    with Progress(console=console, disable=True) as progress:
+        secateur.prune(deep(), rows(), sparsity=0.5, progress=progress)
+    assert "group 6 stays whole: the cut network differs" in console.file.getvalue()  # type: ignore[attr-defined]

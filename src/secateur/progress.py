@@ -61,3 +61,9 @@ def line_teller(progress: Progress | None) -> Callable[..., None]:
             console.print(text(*given), highlight=False, markup=False, soft_wrap=True)
 
     return tell
+
+
+def say(progress: Progress | None, text: str) -> None:
+    """Print a line above the bars, where there is a screen."""
+    if progress is not None:
+        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)

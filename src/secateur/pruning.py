@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import escape
 from typing import Any, Generic, TypeVar
 
 from rich.progress import Progress
@@ -22,11 +23,13 @@ from secateur.calibration import Batches
 from secateur.criteria import CRITERIA, Criterion, score
 from secateur.criteria.combine import check_aggregation
 from secateur.cutting import cut
-from secateur.errors import VerificationError
-from secateur.graph import trace
+from secateur.errors import PlanError, VerificationError
+from secateur.graph import Graph, trace
 from secateur.graph.normal_mode import normal_mode
 from secateur.latency import Timing
 from secateur.plan import Plan
+from secateur.planning import make_plan
+from secateur.progress import say
 from secateur.verification import Check, verify
 
 M = TypeVar("M", bound=nn.Module)
@@ -96,7 +99,8 @@ def prune(
         InputError: an argument breaks its rule.
         TraceError: the model fails on its example input.
         PlanError: nothing can be cut, or the target is out of reach.
-        VerificationError: the cut network differs from its masked reference.
+        VerificationError: no cut that meets the target can be proved; groups whose cut cannot be
+            proved stay whole as long as it can be met without them.
     """
     if isinstance(criterion, str):
         criterion = CRITERIA[criterion]
@@ -109,25 +113,125 @@ def prune(
     scores = score(
         graph, criterion, calibration, seed=seed, aggregation=aggregation, progress=progress
     )
-    plan = allocate(
-        graph,
-        scores,
-        **{target: value},
-        scope=scope,
-        normalisation=normalisation,
-        round_to=round_to,
-        protect=protect,
-        limits=limits,
-        max_sparsity=max_sparsity,
-        timing=timing,
-        measure=measure,
-        progress=progress,
-    )
-    pruned = cut(model, plan)
-    check = verify(model, pruned, plan, example_inputs)
-    if not check.ok:
-        raise VerificationError(
-            f"the cut network differs from its masked reference by {check.max_error:.3g} "
-            f"(tolerance {check.tolerance:.0e}); this is a defect, please report the model"
+
+    def choose(kept: Sequence[str]) -> Plan:
+        return allocate(
+            graph,
+            scores,
+            **{target: value},
+            scope=scope,
+            normalisation=normalisation,
+            round_to=round_to,
+            protect=(*protect, *kept),
+            limits=limits,
+            max_sparsity=max_sparsity,
+            timing=timing,
+            measure=measure,
+            progress=progress,
         )
-    return Pruned(pruned, plan, check)
+
+    return proved_cut(graph, choose(()), choose, progress=progress)
+
+
+def proved_cut(
+    graph: Graph,
+    plan: Plan,
+    choose: Callable[[Sequence[str]], Plan] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Pruned[Any]:
+    """Cut and prove; groups whose cut cannot be proved stay whole, and the plan's notes say so.
+
+    Args:
+        graph: of the dense network.
+        plan: what to cut.
+        choose: makes another plan for the same target, from patterns of groups that must stay
+            whole; without it the other groups are cut as they were planned.
+        progress: where a protected group is told.
+
+    Raises:
+        VerificationError: nothing can be proved, or the target is out of reach without the groups
+            that cannot.
+    """
+    faults: dict[str, str] = {}
+    while True:
+        pruned = cut(graph.model, plan)
+        check = verify(graph.model, pruned, plan, graph.example_inputs)
+        if check.ok:
+            notes = [f"group {name} stays whole: {reason}" for name, reason in faults.items()]
+            return Pruned(pruned, replace(plan, notes=(*plan.notes, *notes)), check)
+        found = _faults(graph, plan, check)
+        faults |= found
+        for name, reason in found.items():
+            say(progress, f"group {name} stays whole: {reason}")
+        plan = _without(graph, plan, faults, choose)
+
+
+def _faults(graph: Graph, plan: Plan, check: Check) -> dict[str, str]:
+    """Bisect the groups of a plan for those whose cut cannot be proved; return why not.
+
+    Raises:
+        VerificationError: it is no group's fault.
+    """
+    if _agrees(check):
+        raise unproved(check.reason, plan)
+    if not _agrees(nothing := _proof(graph, plan, ())):
+        raise unproved(nothing.reason, plan)
+    names, faults = list(plan.removed), dict[str, str]()
+    while not _agrees(failed := _proof(graph, plan, names)):
+        holds, fails = 0, len(names)
+        while fails - holds > 1:
+            middle = (holds + fails) // 2
+            tried = _proof(graph, plan, names[:middle])
+            if _agrees(tried):
+                holds = middle
+            else:
+                fails, failed = middle, tried
+        faults[names.pop(holds)] = failed.reason
+    if not faults:
+        raise unproved(check.reason, plan)
+    return faults
+
+
+def _proof(graph: Graph, plan: Plan, names: Sequence[str]) -> Check:
+    """Prove the cut of some groups of a plan by themselves."""
+    try:
+        part = make_plan(graph, {name: plan.removed[name] for name in names})
+    except PlanError:  # they cannot go without the others
+        part = make_plan(graph, {})
+    return verify(graph.model, cut(graph.model, part), part, graph.example_inputs)
+
+
+def _agrees(check: Check) -> bool:
+    """Tell whether nothing speaks against a cut, shown or not."""
+    return check.max_error <= check.tolerance
+
+
+def _without(
+    graph: Graph,
+    plan: Plan,
+    faults: Mapping[str, str],
+    choose: Callable[[Sequence[str]], Plan] | None,
+) -> Plan:
+    """Return a plan that leaves the groups of ``faults`` whole."""
+    reason = list(faults.values())[-1]
+    try:
+        if choose is not None:
+            return choose([f"group:{escape(name)}" for name in faults])
+        left = {name: units for name, units in plan.removed.items() if name not in faults}
+        if left:
+            return make_plan(graph, left)
+    except PlanError as error:
+        raise unproved(reason, plan, faults) from error
+    raise unproved(reason, plan, faults)
+
+
+def unproved(reason: str, plan: Plan, faults: Iterable[str] = ()) -> VerificationError:
+    """Return the error of a plan whose cut cannot be proved: why, which groups, and what to do."""
+    names = list(faults) or list(plan.removed)
+    shown = ", ".join(repr(f"group:{name}") for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return VerificationError(
+        f"the cut cannot be proved: {reason}; it concerns the groups {', '.join(names[:5])}{more}: "
+        f"protect=[{shown}] leaves them whole, and another example input may show more"
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -106,7 +108,8 @@ def make(bench: Bench, spec: Spec, *, recovered: bool = True) -> Made:
         made = _masked(bench, spec)
     else:
         plan = planned(bench, spec)
-        pruned, check = stages.cut_and_verify(bench.subject, plan)
+        again = None if trial.scope == SEARCHED else functools.partial(planned, bench, spec)
+        pruned, plan, check = stages.provable_cut(bench.subject, plan, again, bench.progress)
         made = Made(pruned, plan.pruned.macs, plan=plan, max_error=check.max_error)
     if not recovered or trial.recovery == "none":
         return made
@@ -119,8 +122,8 @@ def make(bench: Bench, spec: Spec, *, recovered: bool = True) -> Made:
     return made
 
 
-def planned(bench: Bench, spec: Spec) -> Plan:
-    """Choose the units of one trial."""
+def planned(bench: Bench, spec: Spec, whole: Sequence[str] = ()) -> Plan:
+    """Choose the units of one trial; ``whole`` are patterns of further groups that stay whole."""
     config, trial = bench.config, spec.trial
     searched = trial.scope == SEARCHED
     with searching(bench, spec) if searched else contextlib.nullcontext() as record:
@@ -137,7 +140,7 @@ def planned(bench: Bench, spec: Spec) -> Plan:
             seed=trial.seed,
             progress=bench.progress,
             round_to=config.round_to,
-            protect=config.protect,
+            protect=(*config.protect, *whole),
             max_sparsity=config.max_sparsity,
         )
 

@@ -30,11 +30,10 @@ from secateur.errors import InputError, SecateurError
 from secateur.facts import facts_from
 from secateur.latency import relative_time
 from secateur.measure import Answers, environment, judged
-from secateur.progress import track
+from secateur.progress import say, track
 from secateur.report import write_comparison, write_comparison_tables
 from secateur.results import Changes, Facts, Measured, Quality
 from secateur.study import kept, stages, store
-from secateur.study.stages import say
 
 DATABASE = "study.db"
 COMPARISON = "comparison.json"

@@ -27,19 +27,19 @@ from secateur.calibration import Batches
 from secateur.checked import digest
 from secateur.criteria import Criterion
 from secateur.cutting import cut
-from secateur.errors import InputError, VerificationError
+from secateur.errors import InputError
 from secateur.finetune import finetune
 from secateur.graph import Graph, trace
 from secateur.graph.copies import clone_model
 from secateur.plan import Plan
 from secateur.planning import make_plan
+from secateur.pruning import proved_cut
 from secateur.rounds import state
 from secateur.rounds.judging import criterion_name, judge
 from secateur.rounds.rewinding import check_weights
 from secateur.rounds.state import Round, Standing
 from secateur.training import TrainSettings
 from secateur.training_state import snapshot
-from secateur.verification import verify
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -154,9 +154,8 @@ def structure_rounds(
         scores = judge(graph, criterion, calibration, seed=seed, scoring=scoring)
         limits: dict[str, Any] = {target: share, **(allocation or {})}
         wished = allocate(dense, _dense_scores(scores, alive, dense), **limits)
-        plan = make_plan(graph, _new(wished.removed, alive))
-        cut_now = cut(now, plan)
-        _prove(now, cut_now, plan, example_inputs)
+        proved = proved_cut(graph, make_plan(graph, _new(wished.removed, alive)), progress=progress)
+        plan, cut_now = proved.plan, proved.model
         plans.append(plan)
         alive = _after(alive, plan)
         now = cut_now if rewind is None else _rewound(model, rewind, plans)
@@ -239,15 +238,6 @@ def _after(alive: Units, plan: Plan) -> dict[str, list[int]]:
         gone = set(plan.removed.get(name, ()))
         left[name] = [unit for place, unit in enumerate(units) if place not in gone]
     return left
-
-
-def _prove(before: nn.Module, after: nn.Module, plan: Plan, example_inputs: Any) -> None:
-    check = verify(before, after, plan, example_inputs)
-    if not check.ok:
-        raise VerificationError(
-            f"the cut network differs from its masked reference by {check.max_error:.3g} "
-            f"(tolerance {check.tolerance:.0e}); this is a defect, please report the model"
-        )
 
 
 def _rewound(model: M, weights: Mapping[str, Tensor], plans: Sequence[Plan]) -> M:

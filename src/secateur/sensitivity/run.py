@@ -27,12 +27,12 @@ from secateur.criteria import score
 from secateur.cutting import cut
 from secateur.data import batches, load_data
 from secateur.data.images import ImageSet
-from secateur.errors import PlanError
+from secateur.errors import PlanError, VerificationError
 from secateur.graph import Graph
 from secateur.measure import environment, quality
 from secateur.plan import Plan
 from secateur.planning import make_plan
-from secateur.progress import track
+from secateur.progress import say, track
 from secateur.report import write_sensitivity, write_sensitivity_tables
 from secateur.results import Quality
 from secateur.sensitivity.config import SensitivityConfig, plain, to_yaml
@@ -46,7 +46,7 @@ from secateur.sensitivity_results import (
     save_sensitivity,
 )
 from secateur.study import kept, stages, store
-from secateur.study.stages import Subject, say
+from secateur.study.stages import Subject
 
 Scores = Mapping[str, Tensor]
 
@@ -201,7 +201,11 @@ def _cell(
             # The model's own code needs all of them: nothing goes, and nothing changes.
             return [_Found(name, sparsity, 0, dense.accuracy, dense.loss, 0.0)]
         if last is None or last.max_error == 0.0:
-            pruned, check = stages.cut_and_verify(run.subject, plan)
+            try:
+                pruned, check = stages.cut_and_verify(run.subject, plan)
+            except VerificationError as fault:
+                say(run.progress, f"group {name} stays whole: {fault}")
+                return [_Found(name, sparsity, 0, dense.accuracy, dense.loss, 0.0)]
             error = check.max_error
         else:
             pruned, error = cut(run.subject.model, plan), last.max_error
@@ -246,8 +250,7 @@ def _allocated(
     }  # fmt: skip
     results = []
     for rule, divide in divisions.items():
-        plan = divide()
-        pruned, _ = stages.cut_and_verify(run.subject, plan)
+        pruned, plan, _ = stages.provable_cut(run.subject, divide(), progress=run.progress)
         (judged,) = store.remembered_records(
             run.stage(f"allocation-{rule}.json"),
             Quality,

@@ -6,6 +6,7 @@ gets zeros of the shape that the module would have given. So x + f(x) becomes x 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -20,7 +21,8 @@ from secateur.graph.copies import clone_model, copy_model, map_tensors
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
-from secateur.precision import in_precision
+from secateur.precision import Precision, in_precision
+from secateur.random_draws import Draws
 from secateur.sparse_training.blocks import Block, Blocks
 from secateur.verification import largest_error
 
@@ -304,7 +306,8 @@ def _outputs(model: nn.Module, example_inputs: Any, *, wide: bool = True) -> lis
     inputs = map_tensors(example_inputs, _double if wide else torch.clone)
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        precise = Precision(torch.float64) if wide else contextlib.nullcontext()
+        with torch.no_grad(), precise, Draws(model, 0, {}).watch():
             return tensor_leaves(run_model(model.eval(), inputs))
     finally:
         for module, mode in modes:

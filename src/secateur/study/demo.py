@@ -15,12 +15,12 @@ from secateur.data import batches, load_data
 from secateur.finetune import finetune
 from secateur.measure import quality
 from secateur.plan import Plan
-from secateur.progress import track
+from secateur.progress import say, track
 from secateur.results import Point, Result
 from secateur.study import kept, stages, store
 from secateur.study.config import DemoConfig, to_plain, to_yaml
 from secateur.study.kept import Run
-from secateur.study.stages import Subject, say, share
+from secateur.study.stages import Subject, share
 
 MODEL = "secateur.models:digits_cnn"
 

@@ -23,6 +23,7 @@ from secateur.finetune import TrainSettings, finetune
 from secateur.measure import Answers, answers, environment
 from secateur.measure import judged as quality_of
 from secateur.plan import Plan
+from secateur.progress import say
 from secateur.report import write_report, write_tables
 from secateur.results import Branch, CheckRecord, Epoch, LayerZeros, Point, Quality, Result
 from secateur.rounds import PrunedInRounds, Round, structure_rounds
@@ -89,6 +90,13 @@ def planned(run: Run, choose: Callable[[], Plan]) -> Plan:
     return store.remembered_plan(run.folder / store.PLAN, choose)
 
 
+def replanned(run: Run, plan: Plan, proved: Plan) -> Plan:
+    """Keep the plan that a proof left of ``plan``, and return it."""
+    if proved != plan:
+        store.write_plan(run.folder / store.PLAN, proved)
+    return proved
+
+
 def trained(
     run: Run,
     model: nn.Module,
@@ -148,7 +156,7 @@ def round_teller(run: Run, total: int, what: str) -> Callable[[Round, nn.Module]
         best = max((entry.val_accuracy for entry in done.history), default=None)
         on = "" if best is None else f", {best:.2%} on validation"
         left = f"{1 - done.removed:.1%} of the {what} left{on}"
-        stages.say(run.progress, f"round {done.number} of {total}: {left}")
+        say(run.progress, f"round {done.number} of {total}: {left}")
 
     return tell
 

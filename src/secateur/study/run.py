@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.progress import Progress
 
 from secateur.data import load_data
+from secateur.progress import say
 from secateur.results import Result
 from secateur.study import kept, stages, store
 from secateur.study.config import RunConfig, to_plain, to_yaml
 from secateur.study.kept import Run
 from secateur.study.shrinking import Job, at_once, check_structures, in_rounds
-from secateur.study.stages import say
 from secateur.study.zeroing import check_weights, zeroed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from secateur.errors import InputError, PlanError, VerificationError
 from secateur.graph import Graph, trace
 from secateur.plan import Plan
 from secateur.planning import make_plan
+from secateur.progress import say
 from secateur.recovery import recover
 from secateur.results import Branch, CheckRecord, Epoch, LayerZeros
 from secateur.rounds import all_epochs
@@ -37,8 +38,9 @@ from secateur.sparse_training import (
 from secateur.study import kept, stages
 from secateur.study.choosing import chosen, curves_of
 from secateur.study.config import RunConfig
+from secateur.study.fields import SEARCHED
 from secateur.study.kept import Run
-from secateur.study.stages import Subject, say, share
+from secateur.study.stages import Subject, share
 from secateur.study.ways import SparseSettings
 from secateur.training import StepHook
 from secateur.training_state import snapshot
@@ -158,7 +160,16 @@ def at_once(job: Job) -> Shrunk:
     start = subject if sparse is None else _taught(job, sparse, plan)
     if plan is None:
         plan = kept.planned(run, lambda: chosen(run, config, start))
-    pruned, check = stages.cut_and_verify(start, plan)
+
+    def choose(whole: Sequence[str]) -> Plan:
+        protect = (*config.protect, *whole)
+        return chosen(run, dataclasses.replace(config, protect=protect), start)
+
+    # A network that was trained for its plan keeps to it, and so does one that shares were
+    # searched for.
+    again = None if grows or config.scope == SEARCHED else choose
+    pruned, proved, check = stages.provable_cut(start, plan, again, run.progress)
+    plan = kept.replanned(run, plan, proved)
     # Saved before it is trained: what cannot be saved must not be found out after hours.
     job.keep(pruned)
     error = f", {share(plan)}, largest error against the masked network {check.max_error:.1e}"
@@ -202,7 +213,7 @@ def _selected(job: Job, sparse: SparseSettings) -> Shrunk:
     if error > TOLERANCE:
         raise VerificationError(
             f"the cut network differs from the one with its factors at zero by {error:.3g} "
-            f"(tolerance {TOLERANCE:.0e}); this is a defect, please report the model"
+            f"(tolerance {TOLERANCE:.0e})"
         )
     changed = difference(start.model, subject.model, subject.example) > TOLERANCE
     check = CheckRecord(error, TOLERANCE, ok=True, changed=changed, dtype="float64")

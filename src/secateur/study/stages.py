@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.cutting import cut
 from secateur.data import ImageData, batches
-from secateur.errors import PlanError, VerificationError
+from secateur.errors import PlanError
 from secateur.graph import Graph, trace
 from secateur.latency import paired
 from secateur.measure import answers, weight_bytes
 from secateur.models import load_model, load_weights
 from secateur.plan import Plan
+from secateur.pruning import proved_cut, unproved
 from secateur.results import (
     CheckRecord,
     LayerZeros,
@@ -104,7 +105,7 @@ def check_cuttable(graph: Graph) -> None:
 
 
 def cut_and_verify(subject: Subject, plan: Plan) -> tuple[nn.Module, CheckRecord]:
-    """Cut, and prove that the cut is right.
+    """Cut exactly what a plan says, and prove that the cut is right.
 
     Raises:
         VerificationError: the cut network differs from its masked reference.
@@ -112,11 +113,24 @@ def cut_and_verify(subject: Subject, plan: Plan) -> tuple[nn.Module, CheckRecord
     pruned = cut(subject.model, plan)
     check = verify(subject.model, pruned, plan, subject.example)
     if not check.ok:
-        raise VerificationError(
-            f"the cut network differs from its masked reference by {check.max_error:.3g} "
-            f"(tolerance {check.tolerance:.0e}); this is a defect, please report the model"
-        )
+        raise unproved(check.reason, plan)
     return pruned, CheckRecord(**dataclasses.asdict(check))
+
+
+def provable_cut(
+    subject: Subject,
+    plan: Plan,
+    choose: Callable[[Sequence[str]], Plan] | None = None,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Plan, CheckRecord]:
+    """Cut what can be proved; see :func:`secateur.pruning.proved_cut`.
+
+    Raises:
+        VerificationError: nothing can be proved.
+    """
+    graph = dataclasses.replace(subject.graph, model=subject.model)
+    found = proved_cut(graph, plan, choose, progress=progress)
+    return found.model, found.plan, CheckRecord(**dataclasses.asdict(found.check))
 
 
 def size(model: nn.Module, macs: int) -> Size:
@@ -198,12 +212,6 @@ def share(plan: Plan) -> str:
     params = plan.pruned.params / plan.dense.params
     macs = plan.pruned.macs / plan.dense.macs
     return f"{params:.1%} of the parameters and {macs:.1%} of the MACs left"
-
-
-def say(progress: Progress | None, text: str) -> None:
-    """Print a line above the bars, where there is a screen."""
-    if progress is not None:
-        progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _width(module: Any) -> int:

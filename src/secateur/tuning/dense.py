@@ -18,9 +18,9 @@ from secateur.checked import read_tensors, write_tensors
 from secateur.data import batches
 from secateur.finetune import TrainSettings
 from secateur.measure import quality
+from secateur.progress import say
 from secateur.results import Quality
 from secateur.study import store
-from secateur.study.stages import say
 from secateur.training_state import snapshot
 from secateur.tuning.attempts import Bench, attempt, clear
 from secateur.tuning.objective import PIR_METRICS, Objective

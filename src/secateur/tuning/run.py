@@ -21,12 +21,13 @@ from secateur.criteria import score
 from secateur.data import batches, load_data
 from secateur.measure import environment
 from secateur.plan import Plan
+from secateur.progress import say
 from secateur.report.tuning_page import write_tuning
 from secateur.results import CheckRecord, Measured, Quality
 from secateur.study import kept, stages, store
 from secateur.study.config import to_plain, to_yaml
 from secateur.study.kept import Run
-from secateur.study.stages import Subject, say, share
+from secateur.study.stages import Subject, share
 from secateur.tuning import dense as big
 from secateur.tuning.attempts import Bench
 from secateur.tuning.config import TrustSettings, TuneConfig
@@ -135,7 +136,7 @@ def _proxy(
 ) -> Proxy:
     """Cut the dense network once, and prove the cut."""
 
-    def choose() -> Plan:
+    def choose(whole: Sequence[str] = ()) -> Plan:
         scores = score(
             subject.graph,
             config.criterion,
@@ -144,11 +145,10 @@ def _proxy(
             options=config.options,
             progress=run.progress,
         )
-        return allocate(subject.graph, scores, **target, scope=config.scope)
+        return allocate(subject.graph, scores, **target, scope=config.scope, protect=whole)
 
     plan = store.remembered_plan(run.stage(f"{name}.json"), choose)
-    network, check = stages.cut_and_verify(subject, plan)
-    return Proxy(network, plan, check)
+    return Proxy(*stages.provable_cut(subject, plan, choose, run.progress))
 
 
 def _start(config: TuneConfig, model: nn.Module, initial: nn.Module | None) -> nn.Module:

@@ -24,10 +24,9 @@ from optuna.trial import Trial, TrialState
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.progress import counted, line_teller
+from secateur.progress import counted, line_teller, say
 from secateur.results import Quality, build_record
 from secateur.study import store
-from secateur.study.stages import say
 from secateur.tuning.attempts import CURVE, Attempt, Bench, Stopped, attempt, clear
 from secateur.tuning.config import SearchSettings
 from secateur.tuning.encoding import grid
