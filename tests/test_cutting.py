@@ -168,10 +168,13 @@ def test_other_memory_formats_and_types_stay() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (nn.Linear(3, 4), "plan cuts 'a.weight', which the model does not have"),
+        (
+            nn.Linear(3, 4),
+            r"knows 'a.weight' of shape \(4, 3, 3, 3\), which this network does not have",
+        ),
         (
             nn.ModuleDict({"a": nn.Conv2d(3, 2, 3), "norm": nn.BatchNorm2d(2)}),
-            r"positions up to 3 of dimension 0 of 'a.weight', but its shape is \(2, 3, 3, 3\)",
+            r"'a.weight' has shape \(4, 3, 3, 3\) there, and \(2, 3, 3, 3\) in this network",
         ),
     ],
 )

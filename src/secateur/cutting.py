@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError
 from secateur.graph.attributes import change_held, set_held
-from secateur.graph.copies import copy_model, every_tensor, replica
+from secateur.graph.copies import copy_model, every_tensor, named_tensors, replica
 from secateur.graph.normal_mode import normal_mode
-from secateur.plan import Plan, Scale
+from secateur.plan import Plan, Scale, digest_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -65,22 +65,65 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
 
 
 def check_fit(model: nn.Module, plan: Plan) -> None:
-    """Refuse a plan that was made for another model.
+    """Refuse a plan that was made for another network, or edited since.
+
+    Values may differ: a network that was trained on, a copy, another precision or device fit.
 
     Raises:
         PlanError: names the first tensor that the plan does not fit.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in every_tensor(model)}
-    for name, dims in plan.cuts.items():
+    shapes = shapes_of(model, plan.shapes)
+    for name, shape in plan.shapes.items():
         if name not in shapes:
-            raise PlanError(f"plan cuts {name!r}, which the model does not have")
+            raise PlanError(
+                f"plan is for another network: it knows {name!r} of shape {shape}, which this "
+                "network does not have"
+            )
+        if shapes[name] != shape:
+            raise PlanError(
+                f"plan is for another network: {name!r} has shape {shape} there, and "
+                f"{shapes[name]} in this network"
+            )
+    more = next((name for name in shapes if name not in plan.shapes), None)
+    if more is not None:
+        raise PlanError(
+            f"plan is for another network: this one has {more!r} of shape {shapes[more]}, which "
+            "the plan does not know"
+        )
+    for name, dims in plan.cuts.items():
+        shape = plan.shapes.get(name, ())
         for dim, positions in dims.items():
-            size = shapes[name][dim] if dim < len(shapes[name]) else 0
-            if max(positions) >= size or len(positions) >= size:
+            size = shape[dim] if dim < len(shape) else 0
+            if not positions or max(positions) >= size or len(positions) >= size:
                 raise PlanError(
-                    f"plan removes {len(positions)} positions up to {max(positions)} of "
-                    f"dimension {dim} of {name!r}, but its shape is {shapes[name]}"
+                    f"plan removes {len(positions)} positions up to {max(positions, default=-1)} "
+                    f"of dimension {dim} of {name!r}, but its shape is {shape}"
                 )
+    if plan.digest and digest_of(plan) != plan.digest:
+        raise PlanError(
+            "plan was edited: its units, positions, attributes and shapes do not belong together "
+            "any more; choose other units with allocate or make_plan instead"
+        )
+
+
+def shapes_of(model: nn.Module, others: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that tell a network: of its parameters and saved buffers, by name.
+
+    Args:
+        model: any network.
+        others: names of further tensors: buffers that are not saved, and plain attributes.
+    """
+    passing = {
+        f"{name}.{key}" if name else key
+        for name, module in model.named_modules()
+        for key in module._non_persistent_buffers_set
+    }
+    own = {name for name, _ in named_tensors(model)} - passing
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in every_tensor(model)
+        if name in own or name in others
+    }
 
 
 def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]], scales: Sequence[Scale]) -> Tensor:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from secateur.errors import CheckpointError
 from secateur.files import with_checksum, without_checksum
 from secateur.graph import Cost
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class Plan:
         lengths: (length, direction, dimension) of weight norms whose lengths shrink
             with their directions, so that the kept weights stay as they were.
         notes: what a user should know of the plan.
+        shapes: of the network's parameters, saved buffers and whatever else the plan cuts, by name.
+        digest: of all that hangs together, from ``removed`` to ``shapes``, so that a plan which
+            was edited is told; see :func:`sealed`. "" while a plan is being made.
     """
 
     removed: dict[str, tuple[int, ...]]
@@ -77,6 +83,8 @@ class Plan:
     scales: tuple[Scale, ...] = ()
     lengths: tuple[tuple[str, str, int], ...] = ()
     notes: tuple[str, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    digest: str = ""
 
     def to_json(self) -> str:
         """Write the plan as JSON with a checksum; runs of positions as "first-last"."""
@@ -120,10 +128,47 @@ class Plan:
             )
             data["lengths"] = tuple((g, v, dim) for g, v, dim in data["lengths"])
             data["notes"] = tuple(data.get("notes", ()))
+            data["shapes"] = {name: tuple(shape) for name, shape in data["shapes"].items()}
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
+            if not data["digest"]:
+                raise CheckpointError("the plan carries no digest of its parts")
             return Plan(**data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"this is not a whole plan: {error!r}") from error
+
+
+def sealed(plan: Plan) -> Plan:
+    """Return ``plan`` with the digest of its parts, by which an edited plan is told."""
+    return dataclasses.replace(plan, digest=digest_of(plan))
+
+
+def digest_of(plan: Plan) -> str:
+    """Return the SHA-256 of what must hang together: units, positions, attributes and shapes."""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        digest.update(f"{value!r};".encode())
+
+    def add_positions(positions: tuple[int, ...]) -> None:
+        digest.update(np.asarray(positions, dtype=np.int64).tobytes() + b";")
+
+    for name, units in sorted(plan.removed.items()):
+        add((name, plan.sizes.get(name)))
+        add_positions(tuple(sorted(units)))
+    for name, dims in sorted(plan.cuts.items()):
+        for dim, positions in sorted(dims.items()):
+            add((name, dim))
+            add_positions(positions)
+    for point in plan.masks:
+        add((point.op, point.module, point.turn, point.arg, point.dim, point.size, point.how))
+        add_positions(point.removed)
+    for scale in plan.scales:
+        add((scale.name, scale.dim, scale.factor))
+        add_positions(scale.positions)
+    for part in (plan.attributes, plan.shapes):
+        add(sorted(part.items()))
+    add((sorted(plan.consumers), plan.lengths))
+    return digest.hexdigest()
 
 
 def _ranges(positions: Iterable[int]) -> str:

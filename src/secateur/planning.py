@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.cutting import shapes_of
 from secateur.drift import DriftError, keep_numbers
 from secateur.errors import PlanError
 from secateur.graph import Graph, Mended
 from secateur.graph.groups import Removed
 from secateur.huggingface import keep_configs
-from secateur.plan import MaskPoint, Plan
+from secateur.plan import MaskPoint, Plan, sealed
 
 
 def make_plan(graph: Graph, removed: Removed) -> Plan:
@@ -33,7 +34,7 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
             raise PlanError(f"the model's code allows none of these units to go (groups {names})")
         plan = _lay_out(graph, mended, given_back)
         try:
-            return keep_configs(graph, keep_numbers(graph, plan))
+            return sealed(keep_configs(graph, keep_numbers(graph, plan)))
         except DriftError as error:
             name = _culprit(graph, mended, error.module)
             if name is None:
@@ -98,4 +99,5 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         pruned=graph.cost(mended.removed),
         lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
         notes=graph.notes,
+        shapes=shapes_of(graph.model, {name for name, dims in cuts.items() if dims}),
     )
