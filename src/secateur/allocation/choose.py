@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -10,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from secateur.allocation.budget import meet_count
+from secateur.allocation.factors import note_of, spared_factors
 from secateur.allocation.limits import Limit, ceilings, check_limits, check_protect, protected
 from secateur.allocation.order import SCOPES, Queue, classes, queue
 from secateur.allocation.timed import Measure, meet_latency
@@ -57,7 +59,9 @@ def allocate(
         graph: from ``trace``.
         scores: from ``score``; groups left out are not cut.
         sparsity: share of units to remove, 0 <= s < 1; of the groups that have
-            scores and are not protected.
+            scores and are not protected. Of the groups of a group norm and the channels
+            within them one is cut, and the plan's notes say which; the other, too, where
+            ``limits`` has its name.
         macs: share of multiply-accumulates to keep, 0 < m <= 1; met from below
             within one unit (or one step of ``round_to``) of the group cut last.
         params: share of parameters to keep, likewise.
@@ -94,6 +98,10 @@ def allocate(
     if scores and not judged:
         raise PlanError(f"nothing can be cut: protect covers all {len(scores)} groups with scores")
 
+    named = {pattern.removeprefix("group:") for pattern in limits}
+    whole = spared_factors(graph, judged, named) if target == "sparsity" else []
+    judged = {name: values for name, values in judged.items() if name not in whole}
+
     competing = classes(graph, scope, list(judged))
     sizes = {group.name: group.size for group in graph.groups}
     free = {name: size - 1 for name, size in sizes.items()}
@@ -106,7 +114,8 @@ def allocate(
     if target == "sparsity":
         if scope != "local" and most != free:
             _check_reach(found, leaving(free), value)
-        return make_plan(graph, found.taken(found.first(value)))
+        plan = make_plan(graph, found.taken(found.first(value)))
+        return replace(plan, notes=(*plan.notes, note_of(whole))) if whole else plan
     if target == "latency":
         return meet_latency(graph, found, value, timing, measure, progress)
     return meet_count(graph, found, target, value)

@@ -114,6 +114,7 @@ class Flow:
         self.lengths: list[tuple[str, str, int]] = []
         self.roles: list[tuple[str, Axis]] = []
         self.kernels: set[int] = set()
+        self.group_norms: list[Axis] = []
         self.attentions: list[tuple[Axis, tuple[Axis, ...]]] = []
         self.positions: dict[int, Axis] = {}
         self._ranges: set[int] = set()

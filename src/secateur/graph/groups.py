@@ -102,6 +102,7 @@ class Layout:
         rules: sizes in the model's own code.
         consumers: where units are read.
         lengths: (length, direction, dimension) of every weight norm.
+        group_norms: axes of the channels that group norms normalise.
         attributes: the value of every integer attribute that a rule uses.
         batch: samples in the example input.
         ops: number of traced operations.
@@ -116,6 +117,7 @@ class Layout:
     rules: tuple[Rule, ...]
     consumers: tuple[Consumer, ...]
     lengths: tuple[tuple[str, str, int], ...]
+    group_norms: tuple[int, ...]
     attributes: dict[Attr, int]
     batch: int
     ops: int
@@ -213,6 +215,7 @@ def analyse(flow: Flow) -> Analysis:
             if flow.axes.canon(r.axis).shape[1]
         ),
         lengths=tuple(dict.fromkeys(flow.lengths)),
+        group_norms=tuple(dict.fromkeys(table.add(axis) for axis in flow.group_norms)),
         attributes={
             leaf: program.attributes[str(leaf)]
             for requirement in rules

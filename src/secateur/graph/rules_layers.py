@@ -284,6 +284,7 @@ def group_norm(flow: Flow, node: Node) -> None:
     groups = node.args[6]
     dims = flow.dims(x)
     g, within = flow.axes.split(dims[1], [groups, len(dims[1]) // groups], flow.where(node))
+    flow.group_norms.append(dims[1])
     for ref in (weight, bias):
         if isinstance(ref, Ref):
             flow.unify(node, dims[1], flow.dims(ref)[0])
