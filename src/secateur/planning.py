@@ -11,6 +11,7 @@ from secateur.graph import Graph, Mended
 from secateur.graph.groups import Removed
 from secateur.huggingface import keep_configs
 from secateur.plan import MaskPoint, Plan, sealed
+from secateur.size_attributes import keep_sizes
 
 
 def make_plan(graph: Graph, removed: Removed) -> Plan:
@@ -34,7 +35,7 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
             raise PlanError(f"the model's code allows none of these units to go (groups {names})")
         plan = _lay_out(graph, mended, given_back)
         try:
-            return sealed(keep_configs(graph, keep_numbers(graph, plan)))
+            return sealed(keep_sizes(graph, keep_configs(graph, keep_numbers(graph, plan))))
         except DriftError as error:
             name = _culprit(graph, mended, error.module)
             if name is None:

@@ -22,6 +22,7 @@ from secateur.graph import (
     rules_views,
     rules_windows,
 )
+from secateur.graph.construction import SizeAttribute
 from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Analysis, Group, Layout, Pinned, Removed, Slot, analyse
@@ -60,6 +61,7 @@ class Graph:
         layout: the arrays that plans are computed from.
         program: the traced operations.
         example_inputs: what the network was traced with.
+        size_attributes: attributes that say a size and that the pass does not read, once found.
     """
 
     model: nn.Module = field(repr=False)
@@ -69,6 +71,9 @@ class Graph:
     layout: Layout = field(repr=False)
     program: Program = field(repr=False)
     example_inputs: Any = field(repr=False)
+    size_attributes: list[tuple[SizeAttribute, ...]] = field(
+        default_factory=list, repr=False, compare=False
+    )
 
     @cached_property
     def by_name(self) -> dict[str, Group]:

@@ -208,6 +208,12 @@ def owner_of(modules: Mapping[str, nn.Module], path: str) -> tuple[str, str]:
     return home, path[len(home) :].removeprefix(".")
 
 
+def named_field(path: str) -> tuple[str, bool]:
+    """Return the last name in a path from a module, and whether it is another object's field."""
+    names = [key for how, key in _steps(path) if how == "." or isinstance(key, str)]
+    return names[-1], len(names) > 1
+
+
 Step = tuple[str, Any]
 """("." and an attribute's name) or ("[" and a key)."""
 

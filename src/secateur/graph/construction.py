@@ -1,0 +1,339 @@
+"""Attributes that say a size, by the code that constructs the layers of that size.
+
+Two attributes may hold the same number, so values tell nothing. The source does: in
+``self.hidden = hidden; self.a = nn.Linear(8, hidden)`` what ``hidden`` holds sizes a layer. Names
+that the code sets equal are followed, through calls of modules, functions and methods, to the
+arguments of PyTorch's layers and parameters. Where there is no source, nothing is known.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+# Arguments of PyTorch's layers that size them, and the dimension of the weight that they size.
+_SIZES = {
+    **dict.fromkeys(("out_features", "out_channels", "num_embeddings"), 0),
+    **dict.fromkeys(("in_features", "in_channels", "input_size", "embedding_dim"), 1),
+    **dict.fromkeys(
+        "in1_features in2_features num_features num_channels normalized_shape hidden_size "  # noqa: SIM905
+        "proj_size embed_dim d_model dim_feedforward kdim vdim num_parameters".split()
+    ),
+}
+# What makes a tensor of the sizes that it is given.
+_MAKERS = frozenset({"Parameter", "Buffer", "zeros", "ones", "empty", "rand", "randn", "full"})
+_DEEPEST = 5
+
+Term = tuple[str, str]
+"""("self", attribute), ("field", name in another object) or (function, local name)."""
+Parts = tuple[tuple[str, tuple[type, ...]], ...]
+"""Classes of modules by the attribute that holds them; those of all modules by ""."""
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """An integer that a model holds, and the dimensions that its code makes of that size."""
+
+    path: str
+    value: int
+    places: tuple[tuple[str, int], ...]
+
+
+class Home(NamedTuple):
+    """The attribute that holds what is sized, "" for another place; and the dimension, if known.
+
+    ``by_others`` where the code of another class or function sizes it.
+    """
+
+    name: str
+    dim: int | None
+    by_others: bool
+
+
+def sized_by(kind: type, name: str, parts: Parts, *, field: bool = False) -> frozenset[Home]:
+    """Return what the code of ``kind`` sizes by an attribute.
+
+    Args:
+        kind: class of a module.
+        name: of its attribute, or of a field of a plain object that it holds.
+        parts: classes of the modules below, which the code may make by names of its own.
+        field: whether it is such a field.
+    """
+    return _sized(kind, ("field" if field else "self", name), parts, _DEEPEST)
+
+
+def parts_of(module: nn.Module) -> Parts:
+    """Return the classes of the modules below, by the attribute that holds them."""
+    found = {
+        name: tuple(_ordered(_classes(child)))
+        for name, child in module._modules.items()
+        if child is not None
+    }
+    every = _ordered(type(part) for part in module.modules() if part is not module)
+    return (("", tuple(every)), *found.items())
+
+
+def _classes(module: nn.Module) -> set[type]:
+    """Return the class of a module, or those of what a container holds."""
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return {kind for child in module.children() for kind in _classes(child)}
+    return {type(module)}
+
+
+def _ordered(kinds: Iterable[type]) -> list[type]:
+    return sorted(set(kinds), key=lambda kind: (kind.__module__, kind.__qualname__))
+
+
+@functools.lru_cache(maxsize=4096)
+def _sized(owner: Any, term: Term, parts: Parts, depth: int) -> frozenset[Home]:
+    """Return where the code of a class or function puts what it sizes by a term."""
+    code = _code_of(owner)
+    found: set[Home] = set()
+    if code is None or depth == 0:
+        return frozenset()
+    alike = code.alike(term)
+    classes = dict(parts)
+    for scope, call in code.calls:
+        homes = code.homes.get(id(call), ("",))
+        places = [p for p, argument in _arguments(call) if alike & set(_terms(argument, scope))]
+        for home in homes if places else ():
+            for target in _targets(call, code.names, owner, scope):
+                kinds = classes.get(home, classes.get("", ())) if target is None else (target,)
+                for kind, place in ((k, p) for k in kinds for p in places):
+                    how = _size(kind, place, (("", classes.get("", ())),), depth)
+                    if how is not None:
+                        found.add(how._replace(name=home))
+    return frozenset(found)
+
+
+def _size(target: Any, place: int | str, parts: Parts, depth: int) -> Home | None:
+    """Return how an argument sizes a layer, None where it does not."""
+    if target in _MAKERS:
+        return Home("", None, by_others=False)
+    if isinstance(target, type) and not issubclass(target, nn.Module):
+        return None
+    home, function = target, target
+    if isinstance(target, type):
+        home = next(base for base in target.__mro__ if "__init__" in vars(base))
+        function = vars(home)["__init__"]
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if names and (isinstance(target, type) or names[0] == "self"):
+        names = names[1:]
+    name = place if isinstance(place, str) else names[place] if place < len(names) else ""
+    if name not in names:
+        return None
+    if function.__module__.partition(".")[0] == "torch":
+        if name not in _SIZES:
+            return None
+        dim = _SIZES[name]
+        turned = isinstance(target, type) and issubclass(target, nn.modules.conv._ConvTransposeNd)
+        return Home("", 1 - dim if turned and dim is not None else dim, by_others=False)
+    owner = home if isinstance(target, type) else function
+    if not _sized(owner, (function.__name__, name), parts, depth - 1):
+        return None
+    return Home("", None, by_others=True)
+
+
+class _Scope(NamedTuple):
+    """A function's name, and the name of its first argument."""
+
+    name: str
+    first: str
+
+
+class _Code:
+    """Calls and equal names in the source of a class (with its bases) or a function.
+
+    Attributes:
+        calls: every call, with the function that it is in.
+        homes: of a call, the attributes that what it makes goes to.
+        names: of the module that the code is in.
+    """
+
+    def __init__(self, nodes: Iterable[ast.AST], names: dict[str, Any]) -> None:
+        self.names = names
+        self.calls: list[tuple[_Scope, ast.Call]] = []
+        self.homes: dict[int, tuple[str, ...]] = {}
+        self._equal: dict[Term, set[Term]] = defaultdict(set)
+        for node in nodes:
+            for function in ast.walk(node):
+                if isinstance(function, ast.FunctionDef):
+                    first = function.args.args[0].arg if function.args.args else ""
+                    self._read(function, _Scope(function.name, first))
+
+    def _read(self, function: ast.FunctionDef, scope: _Scope) -> None:
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call):
+                self.calls.append((scope, node))
+                if isinstance(node.func, ast.Name) and node.func.id == "dict":
+                    for keyword in node.keywords:
+                        self._join([("field", keyword.arg or "")], _same(keyword.value, scope))
+            elif isinstance(node, ast.Assign):
+                self._assign(node.targets, node.value, scope)
+            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
+                self._assign([node.target], node.value, scope)
+            elif isinstance(node, (ast.For, ast.comprehension)):
+                self._join(list(_terms(node.target, scope)), list(_terms(node.iter, scope)))
+
+    def _assign(self, targets: list[ast.expr], value: ast.expr, scope: _Scope) -> None:
+        for target in targets:
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                for one, other in zip(target.elts, value.elts, strict=False):
+                    self._assign([one], other, scope)
+                continue
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            for part in parts:
+                self._join(_same(part, scope), _same(value, scope))
+                self._join(_same(targets[0], scope), _same(part, scope))
+                if isinstance(part, ast.Attribute) and _is_self(part.value, scope):
+                    for call in ast.walk(value):
+                        if isinstance(call, ast.Call):
+                            self.homes[id(call)] = (*self.homes.get(id(call), ()), part.attr)
+
+    def _join(self, left: Iterable[Term], right: Iterable[Term]) -> None:
+        for one in left:
+            for other in right:
+                self._equal[one].add(other)
+                self._equal[other].add(one)
+
+    def alike(self, term: Term) -> set[Term]:
+        """Return the terms that the code sets equal to ``term``, and it."""
+        found, left = {term}, [term]
+        while left:
+            more = self._equal[left.pop()] - found
+            found |= more
+            left += more
+        return found
+
+
+def _same(value: ast.expr, scope: _Scope) -> list[Term]:
+    """Return the terms that an expression may be equal to.
+
+    A function may return an argument, and a factor may be 1: what is equal by its value as well
+    is decided by whoever asks.
+    """
+    parts: list[ast.expr] = []
+    if isinstance(value, ast.BoolOp):
+        parts = value.values
+    elif isinstance(value, ast.IfExp):
+        parts = [value.body, value.orelse]
+    elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
+        parts = [value.left, value.right]
+    elif isinstance(value, ast.Call) and _is_function(value.func):
+        parts = [argument for _, argument in _arguments(value)]
+    elif isinstance(value, ast.Subscript):
+        if isinstance(value.slice, ast.Constant) and isinstance(value.slice.value, str):
+            return [("field", value.slice.value)]
+        parts = [value.value]
+    elif isinstance(value, ast.Attribute):
+        return [("self" if _is_self(value.value, scope) else "field", value.attr)]
+    elif isinstance(value, ast.Name):
+        return [(scope.name, value.id)]
+    return [term for part in parts for term in _same(part, scope)]
+
+
+def _is_function(called: ast.expr) -> bool:
+    """Tell a function from a class by its name."""
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    return name[:1].islower() or name[:1] == "_"
+
+
+def _terms(value: ast.AST, scope: _Scope) -> Iterator[Term]:
+    """Yield the terms in an expression, but for those in calls: these are looked at themselves."""
+    if isinstance(value, (ast.Attribute, ast.Name, ast.Subscript)):
+        yield from _same(value, scope)
+    elif not isinstance(value, ast.Call):
+        for part in ast.iter_child_nodes(value):
+            yield from _terms(part, scope)
+
+
+def _is_self(value: ast.expr, scope: _Scope) -> bool:
+    return isinstance(value, ast.Name) and value.id == scope.first
+
+
+def _arguments(call: ast.Call) -> Iterator[tuple[int | str, ast.expr]]:
+    for place, argument in enumerate(call.args):
+        if isinstance(argument, ast.Starred):
+            break
+        yield place, argument
+    for keyword in call.keywords:
+        if keyword.arg is not None:
+            yield keyword.arg, keyword.value
+
+
+def _targets(
+    call: ast.Call, names: dict[str, Any], owner: Any, scope: _Scope
+) -> Iterator[type | Any]:
+    """Yield what a call calls, None where its name tells nothing."""
+    function = call.func
+    found = None
+    if isinstance(function, ast.Attribute):
+        if function.attr in _MAKERS:
+            yield function.attr
+            return
+        if _is_self(function.value, scope):
+            found = getattr(owner, function.attr, None)
+        elif isinstance(function.value, ast.Name):
+            found = getattr(names.get(function.value.id), function.attr, None)
+    elif isinstance(function, ast.Name):
+        if function.id in _MAKERS:
+            yield function.id
+            return
+        found = names.get(function.id)
+    found = getattr(found, "func", found)  # a functools.partial
+    if found is None or inspect.isfunction(found) or isinstance(found, type):
+        yield found
+
+
+@functools.lru_cache(maxsize=512)
+def _code_of(owner: Any) -> _Code | None:
+    """Read the source of a class with its bases, or of a function; None where there is none."""
+    if not isinstance(owner, type):
+        node = _definition(owner)
+        return None if node is None else _Code([node], owner.__globals__)
+    bases = [base for base in owner.__mro__ if base.__module__.partition(".")[0] != "torch"]
+    nodes = [node for base in bases if (node := _definition(base)) is not None]
+    return _Code(nodes, vars(sys.modules[owner.__module__])) if nodes else None
+
+
+def _definition(thing: Any) -> ast.AST | None:
+    try:
+        file = inspect.getsourcefile(thing)
+    except TypeError:
+        return None
+    name = thing.__qualname__.replace(".<locals>", "")
+    return None if file is None else _definitions(file).get(name)
+
+
+@functools.lru_cache(maxsize=256)
+def _definitions(file: str) -> dict[str, ast.AST]:
+    """Return the classes and functions of a source file, by their qualified names."""
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    found: dict[str, ast.AST] = {}
+
+    def enter(node: ast.AST, path: str) -> None:
+        for part in ast.iter_child_nodes(node):
+            inner = path
+            if isinstance(part, (ast.ClassDef, ast.FunctionDef)):
+                found[path + part.name] = part
+                inner = f"{path}{part.name}."
+            enter(part, inner)
+
+    enter(tree, "")
+    return found
