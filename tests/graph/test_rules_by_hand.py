@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secateur
+from secateur.graph.flow import RULES
 from secateur.planning import make_plan
 
 LIMIT = 1e-10
@@ -293,6 +295,61 @@ def test_units_are_free_and_cut_as_by_hand(name: str) -> None:
     assert moved > 1e-3
 
 
+class Branches(nn.Module):
+    """Two convolutions, a chain of operations behind each, their sum, a third convolution."""
+
+    def __init__(self, left: Sequence[str], right: Sequence[str]) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, SIZE, 3, padding=1), nn.Conv2d(3, SIZE, 3, padding=1)
+        self.b, self.chains = nn.Conv2d(SIZE, 4, 1), (left, right)
+
+    def joined(self, *branches: Tensor) -> Tensor:
+        for number, chain in enumerate(self.chains):
+            for name in chain:
+                branches = tuple(
+                    CASES[name].middle(h) if k == number else h for k, h in enumerate(branches)
+                )
+        return torch.tanh(torch.stack(branches).sum(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.joined(self.a(x), self.c(x)))
+
+
+def keeps_shape(case: Between) -> bool:
+    x = torch.randn(2, SIZE, 8, 8)
+    return not case.dense and case.middle(x.clone()).shape == x.shape
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_chains_of_operations_are_cut_as_by_hand(seed: int) -> None:
+    random = Random(seed)
+    names = [name for name, case in CASES.items() if keeps_shape(case)]
+    left, right = ([random.choice(names) for _ in range(random.randint(1, 3))] for _ in range(2))
+    torch.manual_seed(seed)
+    model: Any = Branches(left, right).double().eval()
+    x = example(False)
+    graph = secateur.trace(model, x)
+    scores = secateur.score(graph, "random", seed=seed)
+    try:
+        plan = secateur.allocate(graph, scores, sparsity=0.5)
+    except secateur.SecateurError:
+        pytest.skip("no unit can go: two operations ask for different things")
+    rows = {
+        name: [u for u in range(SIZE) if u not in plan.cuts.get(f"{name}.weight", {}).get(0, ())]
+        for name in ("a", "c")
+    }
+    gone = plan.cuts["b.weight"][1] if "b.weight" in plan.cuts else ()
+    columns = [u for u in range(SIZE) if u not in gone]
+    with torch.no_grad():
+        parts = (
+            F.conv2d(x, layer.weight[rows[name]], layer.bias[rows[name]], padding=1)
+            for name, layer in (("a", model.a), ("c", model.c))
+        )
+        wanted = F.conv2d(model.joined(*parts), model.b.weight[:, columns], model.b.bias)
+        for found in (secateur.cut(model, plan)(x), secateur.mask(model, plan)(x)):
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
 STUCK: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "ranks": ("positions along it are returned", lambda h: h.sort(1)[0]),
     "numbers": ("positions along it are returned", lambda h: h.gather(1, h.argsort(1))),
@@ -406,3 +463,19 @@ def test_positions_that_look_up_couple_both(choose: Callable[[Tensor], Tensor]) 
         chosen = choose(F.linear(x, model.a.weight[keep], model.a.bias[keep]))
         wanted = model.b(F.linear(x, model.c.weight[keep], model.c.bias[keep]).gather(-1, chosen))
         assert error(pruned(x), wanted) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyError("dim"), AttributeError("key"), StopIteration(), ZeroDivisionError()]
+)
+def test_a_form_that_a_rule_does_not_know_pins(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(flow: Any, node: Any) -> None:
+        raise failure
+
+    monkeypatch.setitem(RULES._entries, "aten.cumsum", fails)
+    graph = secateur.trace(network(CASES["cumsum"]), example(False))
+    assert graph.groups == ()
+    reasons = [pin.reason for pin in graph.pinned if (pin.name, pin.dim) == ("a.weight", 0)]
+    assert "aten.cumsum in the model: its rule does not cover this form" in reasons[0]

@@ -58,6 +58,11 @@ _WHOLE = _CARRY - _aten("slice", "select", "unbind", "split")
 _ONE_HOT = _aten("aminmax", "_local_scalar_dense", "eq")
 
 
+# What a rule raises on a form of its operation that it was not written for.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration,
+            TypeError, ValueError)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Requirement:
     """``expr``, as the model's code computes it, must equal the size of ``axis``."""
@@ -203,7 +208,7 @@ class Flow:
             self._check_positions(node)
             try:
                 RULES[node.op if node.op in RULES else "aten.add"](self, node)
-            except (AssertionError, IndexError, TypeError, ValueError) as error:
+            except _MISFITS as error:
                 # A form of the operation that its rule does not know: what was coupled stays so.
                 self.give_up(node, f"its rule does not cover this form ({error!r:.80})")
         else:
