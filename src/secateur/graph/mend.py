@@ -130,7 +130,7 @@ def mend(layout: Layout, groups: Sequence[Group], removed: Removed) -> Mended:
         if empty is not None:
             _refill(layout, groups, current, empty)
             continue
-        if not broken:
+        if not broken or not any(current.values()):
             break
         _repair(layout, groups, current, broken[0])
     given_back = {

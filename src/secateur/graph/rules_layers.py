@@ -364,14 +364,13 @@ def create(flow: Flow, node: Node) -> None:
     call, shape = node.call, flow.out_shape(node)
     sizes: tuple[object, ...] = tuple(shape)
     if call is not None:
-        given = call.args[1:] if call.name.startswith("new_") else call.args
+        given = call.args[1:] if call.name == "new" or call.name.startswith("new_") else call.args
         found = given[0] if given and isinstance(given[0], tuple) else given
         named = call.kwargs.get("size")
         found = named if isinstance(named, tuple) else found
-        if len(found) >= len(shape) and all(isinstance(v, (int, Ref)) for v in found[: len(shape)]):
-            sizes = tuple(
-                n if isinstance(v, Ref) else v for n, v in zip(shape, found, strict=False)
-            )
+        known = [n if isinstance(v, Ref) else v for n, v in zip(shape, found, strict=False)]
+        if known == list(shape):  # a tensor of one element is a number that comes from data
+            sizes = tuple(known)
         if call.name == "one_hot":
             sizes = (*shape[:-1], classes(call))
         if call.name == "_pad_packed_sequence":
