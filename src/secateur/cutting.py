@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.errors import PlanError
 from secateur.graph.attributes import change_held, set_held
 from secateur.graph.copies import copy_model, every_tensor, named_tensors, replica
+from secateur.graph.module_caches import empty_caches
 from secateur.graph.normal_mode import normal_mode
 from secateur.plan import Plan, Scale, digest_of
 
@@ -60,6 +61,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         )  # type: ignore[assignment]
     _shorten(before, dict(every_tensor(pruned)), plan)
     set_held(pruned, plan.attributes)
+    empty_caches(pruned, plan.caches)
     declare_sizes(pruned)
     return pruned
 

@@ -21,6 +21,7 @@ from secateur.cutting import check_fit
 from secateur.errors import PlanError
 from secateur.graph.copies import clone_model, every_tensor, map_tensors
 from secateur.graph.dispatch import DispatchMode
+from secateur.graph.module_caches import empty_caches
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.process_settings import plain_operations
@@ -61,6 +62,7 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
     """
     check_fit(model, plan)
     masked: M = model if inplace else clone_model(model)
+    empty_caches(masked, plan.caches)
     weights = dict(every_tensor(masked))
     with torch.no_grad():
         for name, dim in plan.consumers:

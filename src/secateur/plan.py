@@ -67,6 +67,8 @@ class Plan:
             with their directions, so that the kept weights stay as they were.
         notes: what a user should know of the plan.
         shapes: of the network's parameters, saved buffers and whatever else the plan cuts, by name.
+        caches: dictionaries of the modules that a pass fills with tensors, by path; they are empty
+            after a cut.
         digest: of all that hangs together, from ``removed`` to ``shapes``, so that a plan which
             was edited is told; see :func:`sealed`. "" while a plan is being made.
     """
@@ -84,6 +86,7 @@ class Plan:
     lengths: tuple[tuple[str, str, int], ...] = ()
     notes: tuple[str, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    caches: tuple[str, ...] = ()
     digest: str = ""
 
     def to_json(self) -> str:
@@ -128,6 +131,7 @@ class Plan:
             )
             data["lengths"] = tuple((g, v, dim) for g, v, dim in data["lengths"])
             data["notes"] = tuple(data.get("notes", ()))
+            data["caches"] = tuple(data.get("caches", ()))
             data["shapes"] = {name: tuple(shape) for name, shape in data["shapes"].items()}
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
             if not data["digest"]:

@@ -100,5 +100,6 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         pruned=graph.cost(mended.removed),
         lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
         notes=graph.notes,
+        caches=graph.program.caches,
         shapes=shapes_of(graph.model, {name for name, dims in cuts.items() if dims}),
     )

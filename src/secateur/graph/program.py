@@ -116,6 +116,7 @@ class Program:
     read: list[tuple[int, str]] = field(default_factory=list)
     strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    caches: tuple[str, ...] = ()
     batch: int = 1
     way: str = ""
 

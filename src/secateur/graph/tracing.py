@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_kernels import plain_result
 from secateur.graph.meta_results import MetaResults
+from secateur.graph.module_caches import ModuleCaches, NotCachesError
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.process_settings import plain_operations
@@ -163,11 +164,27 @@ def _isolated(
     """
     try:
         with sizes_of_one_trace(keyed_by_size):
-            return _record(model, example_inputs, way, training, made)
+            return _with_tables(model, example_inputs, way, training, made)
     except KeyedBySize:
         pass  # its frames keep tensors, so what follows stands outside
     with private_caches(), sizes_of_one_trace():
-        return _record(model, example_inputs, way, training, made)
+        return _with_tables(model, example_inputs, way, training, made)
+
+
+def _with_tables(
+    model: nn.Module,
+    example_inputs: Inputs,
+    way: str,
+    training: bool,
+    made: list[weakref.ref[Tensor]],
+) -> Program:
+    """Trace one pass; again for every table of tensors that the pass took for an empty cache."""
+    tables: frozenset[str] = frozenset()
+    while True:
+        try:
+            return _record(model, example_inputs, way, training, made, tables)
+        except NotCachesError as error:
+            tables |= error.paths
 
 
 def _record(
@@ -176,6 +193,7 @@ def _record(
     way: str,
     training: bool,
     made: list[weakref.ref[Tensor]],
+    tables: Collection[str],
 ) -> Program:
     """Trace one pass; ``made`` is filled with what the trace itself brought into being."""
     mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
@@ -190,6 +208,7 @@ def _record(
     for module in twin.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # in train mode it refuses a single value a channel
+    caches = ModuleCaches(twin, tables)
     inputs = map_tensors(example_inputs, convert)
     recorder = _Recorder(twin, inputs, way, held_containers(model))
     with contextlib.ExitStack() as stack:
@@ -204,10 +223,16 @@ def _record(
         stack.enter_context(recorder)
         stack.enter_context(_Calls(recorder))
         stack.enter_context(watch_comparisons(recorder.compared))
+        caches.watch()
         try:
             outputs = run_model(twin, inputs)
+        except Exception:
+            caches.check()
+            raise
         finally:
             made += recorder.made()
+    caches.check()
+    recorder.program.caches = caches.filled()
     return recorder.finish(outputs)
 
 
