@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import secateur
+from secateur.allocation import search_allocation
 from secateur.graph.process_settings import SharedSetting, plain_operations
 
 
@@ -145,3 +146,13 @@ def test_a_setting_that_fails_is_not_held() -> None:
     tried.clear()
     with setting():
         assert tried
+
+
+def test_optuna_says_again_what_it_said() -> None:
+    optuna = pytest.importorskip("optuna")
+    before = optuna.logging.get_verbosity()
+    graph = secateur.trace(network(), ROWS)
+    scores = secateur.score(graph, "l1")
+    found = search_allocation(graph, scores, lambda plan: plan.pruned.params, trials=3)
+    assert found
+    assert optuna.logging.get_verbosity() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from typing import TypeVar
@@ -143,9 +142,8 @@ def _kept(tensor: Tensor, cuts: Mapping[int, tuple[int, ...]], scales: Sequence[
         return replica(tensor, data)
 
 
-@functools.lru_cache(maxsize=512)
 def _others(positions: tuple[int, ...], size: int) -> Tensor:
-    """Return the positions that stay; most tensors of a network share a few sets of them."""
+    """Return the positions that stay."""
     keep = np.ones(size, dtype=bool)
     keep[np.asarray(positions, dtype=np.int64)] = False
     return torch.from_numpy(np.flatnonzero(keep))

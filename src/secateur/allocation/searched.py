@@ -20,6 +20,7 @@ from secateur.allocation.limits import SLACK
 from secateur.errors import CheckpointError, InputError, PlanError, unknown_name
 from secateur.files import read_json, write_json
 from secateur.graph import Graph
+from secateur.optuna_logging import quiet_optuna
 from secateur.pareto import frontier
 from secateur.plan import Plan
 from secateur.planning import make_plan
@@ -50,6 +51,7 @@ class Candidate:
     macs: float
 
 
+@quiet_optuna()
 def search_allocation(
     graph: Graph,
     scores: Mapping[str, Tensor],
@@ -92,7 +94,6 @@ def search_allocation(
 
     _check(scores, trials, sampler, most)
     known = _read(record)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study: Any = optuna.create_study(directions=["maximize", "minimize"])
     study.sampler = {
         "nsga2": lambda: optuna.samplers.NSGAIISampler(

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from secateur.comparison import Trial
 from secateur.errors import CheckpointError
 from secateur.files import atomic_file
+from secateur.optuna_logging import quiet_optuna
 from secateur.results import build_record
 
 NAME = "compare"
@@ -43,6 +44,7 @@ class Database:
     choices: dict[str, BaseDistribution]
 
 
+@quiet_optuna()
 def open_database(path: Path, trials: Sequence[Trial]) -> Database:
     """Open the study of a grid, or make it, whole or not at all.
 
@@ -50,7 +52,6 @@ def open_database(path: Path, trials: Sequence[Trial]) -> Database:
         CheckpointError: the file is damaged, half-written, of another version or another grid;
             the message says what to do.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not path.is_file():
         _create(path, len(trials))
     _check_file(path)

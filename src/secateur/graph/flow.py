@@ -322,7 +322,9 @@ class Flow:
         if key < 0:
             return
         shape = self.program.tensors[key].shape
-        assert tuple(len(axis) for axis in dims) == shape, (node.op, shape)
+        # No assertion: python -O would let a wrong rule pass.
+        if tuple(len(axis) for axis in dims) != shape:
+            raise ValueError(f"the rule of {node.op} gives other sizes than {shape}")
         before = self._dims[key]
         if before is None:
             self._dims[key] = list(dims)

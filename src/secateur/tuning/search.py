@@ -24,6 +24,7 @@ from optuna.trial import Trial, TrialState
 from torch import nn
 
 from secateur.errors import SecateurError
+from secateur.optuna_logging import quiet_optuna
 from secateur.progress import counted, line_teller, say
 from secateur.results import Quality, build_record
 from secateur.study import store
@@ -65,29 +66,27 @@ def opened(
     folder: Path, settings: SearchSettings, space: Space, seed: int, before: Quality
 ) -> Iterator[Hunt]:
     """Open the study of a run folder, made where there is none; close it afterwards."""
-    said = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = RDBStorage(
-        f"sqlite:///{(folder / STUDY).as_posix()}",
-        engine_kwargs={"connect_args": {"timeout": 60}},
-    )
-    halving = settings.early_stopping
-    try:
-        study = optuna.create_study(
-            study_name=NAME,
-            storage=storage,
-            direction=settings.objective.direction,
-            load_if_exists=True,
-            pruner=SuccessiveHalvingPruner(
-                min_resource=halving.first, reduction_factor=halving.factor
-            )
-            if halving
-            else NopPruner(),
+    with quiet_optuna():
+        storage = RDBStorage(
+            f"sqlite:///{(folder / STUDY).as_posix()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
         )
-        yield Hunt(folder, study, space, settings.objective, settings, seed, before)
-    finally:
-        storage.engine.dispose()
-        optuna.logging.set_verbosity(said)
+        halving = settings.early_stopping
+        try:
+            study = optuna.create_study(
+                study_name=NAME,
+                storage=storage,
+                direction=settings.objective.direction,
+                load_if_exists=True,
+                pruner=SuccessiveHalvingPruner(
+                    min_resource=halving.first, reduction_factor=halving.factor
+                )
+                if halving
+                else NopPruner(),
+            )
+            yield Hunt(folder, study, space, settings.objective, settings, seed, before)
+        finally:
+            storage.engine.dispose()
 
 
 def search(hunt: Hunt, bench: Bench, proxy: nn.Module) -> tuple[Tried, ...]:
