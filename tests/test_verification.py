@@ -307,6 +307,33 @@ def test_units_that_were_zero_change_nothing_and_their_cut_is_proved_all_the_sam
     assert not secateur.verify(model, pruned, plan, image()).ok
 
 
+class Residual(nn.Module):
+    """A branch whose last layer is zero, as many are initialised, beside one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 4)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return h + self.b(torch.tanh(self.a(h)))
+
+
+def test_a_branch_at_zero_is_proved_with_other_weights() -> None:
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(3, 5)
+    plan = make_plan(secateur.trace(model, x), {"a": (1, 4)})
+    pruned = secateur.cut(model, plan)
+    check = secateur.verify(model, pruned, plan, x)
+    assert (check.ok, check.changed) == (True, False)
+    with torch.no_grad():
+        pruned.a.weight[0, 0] += 1  # no output shows it yet
+    check = secateur.verify(model, pruned, plan, x)
+    assert not check.ok
+    assert check.max_error == 0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_show_nothing(value: float) -> None:
     model = network()
