@@ -25,9 +25,9 @@ from secateur.errors import PlanError
 from secateur.graph.copies import copy_model, map_tensors
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.tracing import run_model
+from secateur.output_error import largest_error
 from secateur.planning import make_plan
 from secateur.precision import Precision
-from secateur.verification import largest_error
 
 LIMIT = 1e-10
 

@@ -243,7 +243,9 @@ def test_what_train_mode_pins_is_pinned() -> None:
     graph = secateur.trace(model, torch.randn(2, 3, 8, 8))
     assert {group.name for group in graph.groups} == {"conv"}
     why = {(pin.name, pin.dim): pin.reason for pin in graph.pinned}
-    assert why["stem.weight", 0] == "a module that runs in train mode alone reads it"
+    assert why["stem.weight", 0] == (
+        "aten.view in the model (train mode): size 8 is fixed in the model's code"
+    )
 
 
 class ChannelsLast(nn.Module):

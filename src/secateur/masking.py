@@ -9,9 +9,12 @@ the kept units alone.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +27,7 @@ from secateur.graph.dispatch import DispatchMode
 from secateur.graph.module_caches import empty_caches
 from secateur.graph.modules import Address, Turns, where_is
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
+from secateur.graph.passes import FORWARD
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import PRODUCTS, family, tensor_leaves
 from secateur.plan import MaskPoint, Plan
@@ -50,7 +54,7 @@ _WITH_POSITIONS = frozenset(
 
 @normal_mode()
 def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
-    """Return the network with the units of ``plan`` masked.
+    """Return the network with the units of ``plan`` masked, in every pass that was traced.
 
     Args:
         model: the network that the plan was made for.
@@ -69,32 +73,85 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
             weight = weights[name]
             weight.index_fill_(dim, _index(plan.cuts[name][dim], weight.device), 0.0)
     if plan.masks:
-        masked.forward = _MaskedForward(masked, plan.masks)
+        running = _Running(masked, plan)
+        for method in dict.fromkeys((FORWARD, *(one.method for one in plan.passes))):
+            owner, _, name = method.rpartition(".")
+            holder = operator.attrgetter(owner)(masked) if owner else masked
+            setattr(holder, name, _MaskedMethod(running, method, getattr(holder, name)))
     return masked
+
+
+@contextlib.contextmanager
+def on_path(path: int | None) -> Iterator[None]:
+    """Say which of the traced paths masked networks run meanwhile; None to go by the mode."""
+    token = _path.set(path)
+    try:
+        yield
+    finally:
+        _path.reset(token)
+
+
+_path: ContextVar[int | None] = ContextVar("_path", default=None)
 
 
 def _index(positions: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(list(positions), dtype=torch.long, device=device)
 
 
-class _MaskedForward:
-    """The forward of a masked network: the network's own, inside a :class:`_MaskMode`.
+class _Running:
+    """A masked network: its mask points, and whether they act already in the running thread."""
+
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
+        self.module = module
+        self.points = tuple(plan.masks)
+        self.passes = plan.passes
+
+    @property
+    def active(self) -> bool:
+        return any(one is self for one in _active.get())
+
+    @contextlib.contextmanager
+    def activate(self) -> Iterator[None]:
+        token = _active.set((*_active.get(), self))
+        try:
+            yield
+        finally:
+            _active.reset(token)
+
+    def paths(self, method: str) -> set[int]:
+        """Return the paths that a call of ``method`` may take now."""
+        told = _path.get()
+        if told is not None:
+            return {told}
+        mine = [one for one in self.passes if one.method == method] or self.passes
+        alike = [one for one in mine if one.training == self.module.training] or mine
+        return {one.path for one in alike}
+
+
+_active: ContextVar[tuple[_Running, ...]] = ContextVar("_active", default=())
+
+
+class _MaskedMethod:
+    """A method of a masked network: the network's own, inside a :class:`_MaskMode`.
 
     Hooks would not do: PyTorch calls none after an interrupt or an error of an exporter, and
     the mode would go on changing whatever runs next.
     """
 
-    def __init__(self, module: nn.Module, points: Sequence[MaskPoint]) -> None:
-        self._module = module
-        self._forward = module.forward
-        self._points = tuple(points)
-        self.__signature__ = inspect.signature(module.forward)
+    def __init__(self, running: _Running, method: str, function: Any) -> None:
+        self._running = running
+        self._method = method
+        self._function = function
+        self.__signature__ = inspect.signature(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        turns = Turns(self._module)
-        mode = _MaskMode(self._points, turns)
-        with plain_operations(), turns.follow(), mode:
-            result = self._forward(*args, **kwargs)
+        running = self._running
+        if running.active:  # another masked method called it
+            return self._function(*args, **kwargs)
+        turns = Turns(running.module)
+        mode = _MaskMode(running.points, turns, running.paths(self._method))
+        with running.activate(), plain_operations(), turns.follow(), mode:
+            result = self._function(*args, **kwargs)
         mode.check_met()
         if not any(tensor.requires_grad for tensor in tensor_leaves(result)):
             return result
@@ -119,9 +176,10 @@ class _ForwardOnly(torch.autograd.Function):
 class _MaskMode(DispatchMode):
     """Applies the mask points as their operations come by."""
 
-    def __init__(self, points: Sequence[MaskPoint], turns: Turns) -> None:
+    def __init__(self, points: Sequence[MaskPoint], turns: Turns, paths: Set[int]) -> None:
         super().__init__()
         self._turns = turns
+        self._paths = paths
         self._points: dict[Address, list[MaskPoint]] = defaultdict(list)
         for point in points:
             self._points[point.op, point.module, point.turn].append(point)
@@ -135,8 +193,9 @@ class _MaskMode(DispatchMode):
         Raises:
             PlanError: it computes the same by others, a fused kernel say, which nothing masked.
         """
-        for op, module, _ in self._points:
-            if module in self._ran and (op, module) not in self._met:
+        for (op, module, _), points in self._points.items():
+            known = [p for p in points if not p.paths or self._paths <= set(p.paths)]
+            if known and module in self._ran and (op, module) not in self._met:
                 raise PlanError(
                     f"the masked network takes another path than the traced one: "
                     f"{where_is(op, module)} does not run, where the plan masks what it reads"
@@ -152,7 +211,7 @@ class _MaskMode(DispatchMode):
         self._ran.add(self._turns.path)
         if name not in self._watched:
             return func(*args, **kwargs)
-        points = self._points.get(self._turns.take(packet), ())
+        points = self._acting(self._turns.take(packet))
         if not points:
             return func(*args, **kwargs)
         self._met.add((name, points[0].module))
@@ -174,6 +233,19 @@ class _MaskMode(DispatchMode):
         if not gathered:
             return func(*changed, **kwargs)
         return _gather(func, name, changed, kwargs, gathered)
+
+    def _acting(self, where: Address) -> Sequence[MaskPoint]:
+        """Return the points that act on an operation on the path that the network runs."""
+        points = self._points.get(where, ())
+        acting = [point for point in points if point.everywhere or self._paths & set(point.paths)]
+        if any(not point.everywhere and not self._paths <= set(point.paths) for point in acting):
+            op, module, _ = where
+            raise PlanError(
+                f"the masked network cannot tell which traced pass this is: {where_is(op, module)} "
+                "is masked in some of those with this method and mode and not in others; "
+                "secateur.verify compares them pass by pass"
+            )
+        return acting
 
 
 def _gather(func: Any, name: str, args: list[Any], kwargs: Any, points: Sequence[MaskPoint]) -> Any:

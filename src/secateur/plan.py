@@ -23,7 +23,9 @@ class MaskPoint:
     """Where the masked reference acts on an argument of a module's operation number ``turn``.
 
     ``how`` is "mask" (positions ``removed`` of dimension ``dim`` count as zero) or
-    "gather" (the operation runs over the other positions alone).
+    "gather" (the operation runs over the other positions alone). ``paths`` are the numbers of
+    the traced paths in which it does so, none for all of them; ``everywhere`` tells whether it
+    does wherever the operation runs.
     """
 
     op: str
@@ -34,6 +36,25 @@ class MaskPoint:
     size: int
     removed: tuple[int, ...]
     how: str
+    paths: tuple[int, ...] = ()
+    everywhere: bool = True
+
+
+@dataclass(frozen=True)
+class TracedPass:
+    """A pass that the plan holds for.
+
+    Attributes:
+        example: 0 for the example input, 1 and on for further ones.
+        method: what takes the example; "forward" for a call of the network.
+        training: whether it ran in train mode.
+        path: its number among the passes that run different operations.
+    """
+
+    example: int
+    method: str
+    training: bool
+    path: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,7 @@ class Plan:
             derives from its shapes.
         lengths: (length, direction, dimension) of weight norms whose lengths shrink
             with their directions, so that the kept weights stay as they were.
+        passes: the passes that were traced.
         notes: what a user should know of the plan.
         shapes: of the network's parameters, saved buffers and whatever else the plan cuts, by name.
         caches: dictionaries of the modules that a pass fills with tensors, by path; they are empty
@@ -84,6 +106,7 @@ class Plan:
     pruned: Cost
     scales: tuple[Scale, ...] = ()
     lengths: tuple[tuple[str, str, int], ...] = ()
+    passes: tuple[TracedPass, ...] = ()
     notes: tuple[str, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     caches: tuple[str, ...] = ()
@@ -122,9 +145,16 @@ class Plan:
             }
             data["consumers"] = tuple((name, dim) for name, dim in data["consumers"])
             data["masks"] = tuple(
-                MaskPoint(**{**point, "removed": _positions(point["removed"])})
+                MaskPoint(
+                    **{
+                        **point,
+                        "removed": _positions(point["removed"]),
+                        "paths": tuple(point["paths"]),
+                    }
+                )
                 for point in data["masks"]
             )
+            data["passes"] = tuple(TracedPass(**one) for one in data["passes"])
             data["scales"] = tuple(
                 Scale(**{**scale, "positions": _positions(scale["positions"])})
                 for scale in data["scales"]

@@ -10,7 +10,7 @@ from secateur.errors import PlanError
 from secateur.graph import Graph, Mended
 from secateur.graph.groups import Removed
 from secateur.huggingface import keep_configs
-from secateur.plan import MaskPoint, Plan, sealed
+from secateur.plan import MaskPoint, Plan, TracedPass, sealed
 from secateur.size_attributes import keep_sizes
 
 
@@ -74,6 +74,7 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         name: {dim: lost(axis) for dim, axis in enumerate(axes) if lost(axis)}
         for name, axes in (*layout.parameters.items(), *layout.buffers.items())
     }
+    every = {path for _, path in graph.passes}
     points: list[MaskPoint] = []
     consumers: dict[tuple[str, int], None] = {}
     for read in layout.consumers:
@@ -86,7 +87,8 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         else:
             points.append(
                 MaskPoint(read.op, read.module, read.turn, read.arg, read.dim,
-                          len(layout.axes[read.axis]), lost(read.axis), read.how)
+                          len(layout.axes[read.axis]), lost(read.axis), read.how,
+                          () if set(read.paths) == every else read.paths, read.everywhere)
             )  # fmt: skip
     return Plan(
         removed=mended.removed,
@@ -99,6 +101,9 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         dense=graph.cost(),
         pruned=graph.cost(mended.removed),
         lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
+        passes=tuple(
+            TracedPass(one.example, one.method, one.training, path) for one, path in graph.passes
+        ),
         notes=graph.notes,
         caches=graph.program.caches,
         shapes=shapes_of(graph.model, {name for name, dims in cuts.items() if dims}),

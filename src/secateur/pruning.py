@@ -49,6 +49,7 @@ def prune(
     model: M,
     example_inputs: Any,
     *,
+    also: Sequence[Any] = (),
     criterion: str | Criterion = "l2",
     sparsity: float | None = None,
     macs: float | None = None,
@@ -73,6 +74,8 @@ def prune(
     Args:
         model: any network.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        also: further examples, for code that takes another path by its input, its arguments or
+            the method called; see :func:`secateur.trace`.
         criterion: a registered name or a :class:`Criterion`.
         sparsity: share of units to remove; exactly one of this and the next three is given,
             see :func:`secateur.allocate`.
@@ -109,7 +112,7 @@ def prune(
     target, value = check_targets({name: v for name, v in targets.items() if v is not None})
     check_options(scope, normalisation, round_to, protect, limits, max_sparsity)
     check_aggregation(aggregation)
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, also)
     scores = score(
         graph, criterion, calibration, seed=seed, aggregation=aggregation, progress=progress
     )
@@ -156,7 +159,7 @@ def proved_cut(
     faults: dict[str, str] = {}
     while True:
         pruned = cut(graph.model, plan)
-        check = verify(graph.model, pruned, plan, graph.example_inputs)
+        check = verify(graph.model, pruned, plan, graph.example_inputs, also=graph.also)
         if check.ok:
             notes = [f"group {name} stays whole: {reason}" for name, reason in faults.items()]
             return Pruned(pruned, replace(plan, notes=(*plan.notes, *notes)), check)
@@ -199,7 +202,8 @@ def _proof(graph: Graph, plan: Plan, names: Sequence[str]) -> Check:
         part = make_plan(graph, {name: plan.removed[name] for name in names})
     except PlanError:  # they cannot go without the others
         part = make_plan(graph, {})
-    return verify(graph.model, cut(graph.model, part), part, graph.example_inputs)
+    pruned = cut(graph.model, part)
+    return verify(graph.model, pruned, part, graph.example_inputs, also=graph.also)
 
 
 def _agrees(check: Check) -> bool:

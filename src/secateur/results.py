@@ -160,6 +160,14 @@ class PinnedDim:
 
 
 @dataclass(frozen=True)
+class PassRecord:
+    """The largest error of one traced pass; ``label`` is "" for the example in eval mode."""
+
+    label: str
+    max_error: float
+
+
+@dataclass(frozen=True)
 class CheckRecord:
     """The proof: largest relative error of the cut network against its masked reference.
 
@@ -174,6 +182,7 @@ class CheckRecord:
     inputs: int = 1
     reason: str = ""
     notes: tuple[str, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
 
 
 @dataclass(frozen=True)

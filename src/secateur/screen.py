@@ -33,7 +33,7 @@ def bars() -> Progress:
 
 
 def show_result(result: Result, folder: Path) -> None:
-    """Print the table of a run, its proof and where its report is."""
+    """Print the table of a run, its proof, its notes and where its report is."""
     from secateur.report import table
     from secateur.report.summary import proof_of
 

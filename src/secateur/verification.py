@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,16 @@ from secateur.graph.copies import cloned, copy_model, every_tensor, map_tensors
 from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.modules import Address, where_is
 from secateur.graph.normal_mode import normal_mode
+from secateur.graph.passes import Pass, list_passes, pass_mode, set_mode
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import check_inputs, first_line, run_model
-from secateur.masking import mask
+from secateur.masking import mask, on_path
+from secateur.output_error import largest_error
 from secateur.plan import Plan
 from secateur.precision import Precision, in_precision
 from secateur.proof_inputs import drawn_inputs
+from secateur.proof_passes import passes_to_compare, share_statistics
 from secateur.random_draws import Draws, Shapes, uneven
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -30,6 +33,14 @@ _OWN_TOLERANCES = {**TOLERANCES, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _DRAWN = (1, 3)
 """How many inputs are drawn beside the example, and how many more where those show nothing."""
+
+
+@dataclass(frozen=True)
+class PassCheck:
+    """The largest error of one pass; ``label`` is "" for the example input in eval mode."""
+
+    label: str
+    max_error: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Check:
         inputs: how many inputs were compared: the example, and others drawn in its shapes.
         reason: why ``ok`` is False; else empty.
         notes: what a user should know of the proof.
+        passes: the error of every pass that was compared. One in train mode is left out where it
+            runs the same operations as in eval mode.
     """
 
     max_error: float
@@ -58,6 +71,7 @@ class Check:
     inputs: int = 1
     reason: str = ""
     notes: tuple[str, ...] = ()
+    passes: tuple[PassCheck, ...] = ()
 
 
 @normal_mode()
@@ -67,43 +81,48 @@ def verify(
     plan: Plan,
     example_inputs: Any,
     *,
+    also: Sequence[Any] = (),
     dtype: torch.dtype = torch.float64,
 ) -> Check:
-    """Compare ``pruned`` with the masked reference of ``model``, in eval mode.
+    """Compare ``pruned`` with the masked reference of ``model``, in eval and in train mode.
 
-    Both run on the example and on inputs drawn in its shapes. Random numbers that the network
-    draws are the same in both.
+    Both run on the examples and on inputs drawn in their shapes. Random numbers that the network
+    draws are the same in both. Train mode runs with dropout off and batch norm by its running
+    statistics.
 
     Args:
         model: the dense network.
         pruned: what ``cut`` made of it.
         plan: what was removed.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        also: further examples, as they were traced with; see :func:`secateur.trace`.
         dtype: float64 (tolerance 1e-10) or float32 (1e-4). Where the network or its device
             cannot compute in float64, the proof is in float32 or the network's own precision,
             and says so.
 
     Raises:
         InputError: arguments of the wrong kind.
-        TraceError: the dense network fails on its example input.
+        TraceError: the dense network fails on an example.
         PlanError: the plan does not fit the model.
     """
     check_inputs(model, example_inputs)
     if dtype not in TOLERANCES:
         raise InputError(f"dtype must be torch.float64 or torch.float32, but got {dtype}")
-    if any(t.is_meta for t in (*model.parameters(), *tensor_leaves(example_inputs))):
+    passes = passes_to_compare(plan, list_passes(model, example_inputs, also))
+    inputs = [one.inputs for one, _ in passes]
+    if any(t.is_meta for t in (*model.parameters(), *tensor_leaves(inputs))):
         raise InputError("verify computes outputs, so model and inputs must not be on meta")
     failures: list[str] = []
-    for precision in _precisions(model, example_inputs, dtype):
+    for precision in _precisions(model, inputs, dtype):
         try:
-            return _Proof(model, pruned, plan, example_inputs, precision).check(failures)
+            return _Proof(model, pruned, plan, passes, precision).check(failures)
         except _DenseFailsError as error:
             failures.append(f"in {precision} the network fails: {error}")
     raise TraceError(f"the model fails on its example input: {failures[-1]}")
 
 
 class _DenseFailsError(Exception):
-    """The dense network does not run on its example in some precision."""
+    """The dense network does not run on an example in some precision."""
 
 
 class _Precise(NamedTuple):
@@ -157,10 +176,14 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Inputs of a proof, and the seed of what the networks draw on them."""
+    """Inputs of a proof, and the seed of what the networks draw on them.
 
-    inputs: Any
+    ``seed`` is 0 for an example itself; ``path`` is the traced one that it takes, if known.
+    """
+
+    one: Pass
     seed: int
+    path: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +198,11 @@ class _Comparison:
     @property
     def comparable(self) -> bool:
         return not self.dense.failure and not self.reference.failure
+
+    @property
+    def needed(self) -> bool:
+        """Whether the example itself runs, and so must its reference."""
+        return self.trial.seed == 0 and not self.dense.failure
 
     @property
     def error(self) -> float:
@@ -203,13 +231,13 @@ class _Proof:
         model: nn.Module,
         pruned: nn.Module,
         plan: Plan,
-        example_inputs: Any,
+        passes: Sequence[tuple[Pass, int | None]],
         precise: _Precise,
     ) -> None:
         self._model = model
         self._pruned = pruned
         self._plan = plan
-        self._example = example_inputs
+        self._passes = passes
         self._precise = precise
         self._even: dict[Address, tuple[int, ...]] = {}
         self._unlike: set[Address] = set()
@@ -219,19 +247,24 @@ class _Proof:
         """Run the networks; ``failures`` say why not in a better precision.
 
         Raises:
-            _DenseFailsError: the dense network does not run on its example.
+            _DenseFailsError: the dense network does not run on an example.
         """
         if failures:
             self._notes.append(f"proved in {self._precise}, as {failures[-1]}")
         if self._precise.device is not None:
             self._notes.append(f"proved on {self._precise.device}: the device has no float64")
-        found = self._compare([_Trial(self._example, 0), *self._drawn(1, _DRAWN[0])])
-        if found[0].dense.failure:
-            raise _DenseFailsError(found[0].dense.failure)
+        examples = [_Trial(one, 0, path) for one, path in self._passes]
+        found = self._compare([*examples, *self._drawn(1, _DRAWN[0])])
+        for one in found:
+            label, failure = one.trial.one.label, one.dense.failure
+            if failure and one.trial.seed == 0 and not one.trial.one.training:
+                raise _DenseFailsError(f"{label}: {failure}" if label else failure)
+            if failure and one.trial.seed == 0:
+                self._notes.append(f"{label} is not proved: the network fails: {failure}")
         if not self._wrong(found) and not self._shown(found):
             found += self._compare(self._drawn(1 + _DRAWN[0], _DRAWN[1]))
         # Drawn inputs may be none that the network takes.
-        found = [one for one in found if one.trial.seed == 0 or one.comparable]
+        found = [one for one in found if one.comparable or one.needed]
         reason = self._reason(found)
         compared = [one for one in found if one.comparable]
         errors = [one.error for one in compared] or [float("inf")]
@@ -245,11 +278,20 @@ class _Proof:
             inputs=len(compared),
             reason=reason,
             notes=tuple(dict.fromkeys(self._notes)),
+            passes=_by_pass(compared),
         )
 
     def _drawn(self, first: int, count: int) -> list[_Trial]:
-        drawn = ((drawn_inputs(self._example, seed), seed) for seed in range(first, first + count))
-        return [_Trial(inputs, seed) for inputs, seed in drawn if inputs is not None]
+        drawn = (
+            (one, drawn_inputs(one.inputs, seed), seed)
+            for one, _ in self._passes
+            for seed in range(first, first + count)
+        )
+        return [
+            _Trial(replace(one, inputs=inputs), seed)
+            for one, inputs, seed in drawn
+            if inputs is not None
+        ]
 
     def _compare(self, trials: Sequence[_Trial]) -> list[_Comparison]:
         """Run the three networks in every trial; again where the plan cuts what they draw."""
@@ -317,18 +359,28 @@ class _Proof:
         return network
 
     def _runs(self, make: Callable[[], nn.Module], trials: Sequence[_Trial]) -> list[_Run]:
-        network = make().eval()
+        network = make()
         with shared_variables_put_back(network):
             return [self._run(network, trial) for trial in trials]
 
     def _run(self, network: nn.Module, trial: _Trial) -> _Run:
-        inputs = map_tensors(trial.inputs, self._precise.convert)
+        one = trial.one
+        set_mode(network, one.training)
+        if one.training:
+            share_statistics(self._model, network, self._plan)
+        inputs = map_tensors(one.inputs, self._precise.convert)
         draws = Draws(network, trial.seed, self._even)
         dtype = self._precise.dtype
         kept = contextlib.nullcontext() if dtype is None else Precision(dtype)
         try:
-            with torch.no_grad(), plain_operations(), kept, draws.watch():
-                found = run_model(network, inputs)
+            with (
+                pass_mode(one.training),
+                plain_operations(),
+                on_path(trial.path),
+                kept,
+                draws.watch(),
+            ):
+                found = run_model(network, inputs, one.method)
         except PlanError as error:
             return _Run(failure=str(error))
         except Exception as error:  # noqa: BLE001 - user code may raise anything
@@ -430,47 +482,15 @@ def _vary(found: Sequence[_Comparison]) -> bool:
     return any(largest_error(one.reference.outputs, first) > 1e-6 for one in found[1:])
 
 
+def _by_pass(found: Sequence[_Comparison]) -> tuple[PassCheck, ...]:
+    errors: dict[str, float] = {}
+    for one in found:
+        label = one.trial.one.label
+        errors[label] = max(errors.get(label, 0.0), one.error)
+    return tuple(PassCheck(label, error) for label, error in errors.items())
+
+
 def _draws(places: Sequence[Address]) -> str:
     named = list(dict.fromkeys(where_is(op, module) for op, module, _ in places))
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return f"the network draws random numbers in eval mode ({', '.join(named[:3])}{more})"
-
-
-def largest_error(
-    result: list[Tensor], reference: list[Tensor], dense: list[Tensor] | None = None
-) -> float:
-    """Return the largest relative difference; infinite where shapes or NaNs differ.
-
-    It is relative to the largest magnitude in the same output of ``reference``. With the outputs
-    of the dense network at hand, large values that are the same in all three (a constant that
-    fills masked places) do not count, down to 1.
-    """
-    if len(result) != len(reference):
-        return float("inf")
-    before: list[Tensor | None] = [None] * len(result)
-    if dense is not None and len(dense) == len(reference):
-        before = list(dense)
-    return max(map(_error, result, reference, before), default=0.0)
-
-
-def _error(a: Tensor, b: Tensor, dense: Tensor | None) -> float:
-    if a.shape != b.shape:
-        return float("inf")
-    if not (a.is_floating_point() or a.is_complex()):
-        return 0.0 if torch.equal(a, b) else float("inf")
-    infinite = a.isinf()
-    if not torch.equal(a.isnan(), b.isnan()) or not torch.equal(infinite, b.isinf()):
-        return float("inf")
-    if not torch.equal(a[infinite], b[infinite]):
-        return float("inf")
-    finite = a.isfinite()
-    if not bool(finite.any()):
-        return 0.0
-    sizes = b[finite].abs()
-    scale = float(sizes.max())
-    if dense is not None and dense.shape == b.shape and dense.dtype == b.dtype:
-        moved = (dense[finite] != b[finite]) | (a[finite] != b[finite])
-        if bool(moved.any()):
-            scale = max(float(sizes[moved].max()), min(scale, 1.0))
-    away = float((a[finite] - b[finite]).abs().max())
-    return away / max(scale, torch.finfo(torch.float64).tiny)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -28,11 +28,12 @@ from secateur.graph.flow import Flow
 from secateur.graph.groups import Analysis, Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
 from secateur.graph.normal_mode import normal_mode
+from secateur.graph.passes import FORWARD, Pass
+from secateur.graph.paths import record_paths
 from secateur.graph.program import Program
 from secateur.graph.reach import ENOUGH, reach
 from secateur.graph.rules_layers import has_grouped_convolutions
-from secateur.graph.tracing import record
-from secateur.graph.training import TrainOnly, couple, train_only
+from secateur.graph.unreached import hold_unreached
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
 
@@ -59,9 +60,10 @@ class Graph:
         pinned: dimensions that must not be cut, with the reason.
         notes: what a user should know of the trace.
         layout: the arrays that plans are computed from.
-        program: the traced operations.
+        program: the operations of the example input's pass in eval mode.
         example_inputs: what the network was traced with.
         size_attributes: attributes that say a size and that the pass does not read, once found.
+        passes: every pass that was traced, with the number of the distinct one that it equals.
     """
 
     model: nn.Module = field(repr=False)
@@ -71,9 +73,19 @@ class Graph:
     layout: Layout = field(repr=False)
     program: Program = field(repr=False)
     example_inputs: Any = field(repr=False)
+    passes: tuple[tuple[Pass, int], ...] = field(repr=False)
     size_attributes: list[tuple[SizeAttribute, ...]] = field(
         default_factory=list, repr=False, compare=False
     )
+
+    @property
+    def also(self) -> tuple[Any, ...]:
+        """The further examples that it was traced with."""
+        return tuple(
+            one.inputs if one.method == FORWARD else (one.method, one.inputs)
+            for one, _ in self.passes
+            if one.example and not one.training
+        )
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -121,14 +133,14 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@normal_mode()
-def _analysed(program: Program, learnt: TrainOnly | None) -> Analysis:
+def _analysed(model: nn.Module, program: Program) -> Analysis:
     """Find groups and pins; with whole groups of convolutions where that frees more."""
 
     def flowed(*, whole_groups: bool) -> Analysis:
         flow = Flow(program, whole_groups=whole_groups)
-        flow.run(None if learnt is None else partial(couple, learnt=learnt))
-        return analyse(flow)
+        unreached: list[str] = []
+        flow.run(lambda flow: unreached.extend(hold_unreached(flow, model)))
+        return analyse(flow, unreached)
 
     found = flowed(whole_groups=False)
     reached = reach(found)
@@ -139,20 +151,33 @@ def _analysed(program: Program, learnt: TrainOnly | None) -> Analysis:
     return replace(found, notes=(*found.notes, *reached.notes()))
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
+@normal_mode()
+def trace(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()) -> Graph:
     """Trace ``model`` and find what must be cut together.
+
+    Every example is traced in eval mode and in train mode (dropout off, batch norm by its running
+    statistics), and what any of these passes couples is coupled.
 
     Args:
         model: any network; it is left exactly as it was.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        also: further examples, for code that takes another path by its input, its arguments or
+            the method called: each in the same forms, or ``("method", inputs)``.
 
     Raises:
         InputError: the arguments are of the wrong kind.
-        TraceError: the model fails on its example input.
+        TraceError: the model fails on an example.
     """
     with _uncollected():
-        program = record(model, example_inputs)
-        found = _analysed(program, train_only(model, example_inputs, program))
+        paths = record_paths(model, example_inputs, also)
+        found = _analysed(model, paths.joined())
     return Graph(
-        model, found.groups, found.pinned, found.notes, found.layout, program, example_inputs
+        model,
+        found.groups,
+        found.pinned,
+        (*paths.notes, *found.notes),
+        found.layout,
+        paths.programs[0],
+        example_inputs,
+        paths.passes,
     )

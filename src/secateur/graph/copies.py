@@ -50,7 +50,8 @@ def _laid_out_like(tensor: Tensor, data: Tensor) -> Tensor:
         return data
     order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride()[dim], dim))
     back = sorted(range(tensor.dim()), key=order.__getitem__)
-    return data.permute(order).contiguous().permute(back)
+    # Detached: code that trains may not write in place to a view that was made without gradients.
+    return data.permute(order).contiguous().permute(back).detach()
 
 
 def cloned(tensor: Tensor) -> Tensor:

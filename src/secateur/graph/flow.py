@@ -79,7 +79,7 @@ class Read:
     ``how`` is "mask" (a removed position must contribute nothing: a contraction
     or a sum) or "gather" (the operation runs over the kept positions alone: a
     mean, a norm, a softmax). ``parameter`` names the weight and dimension that
-    is contracted, where it is one.
+    is contracted, where it is one; ``path`` is the number of the pass.
     """
 
     op: str
@@ -89,7 +89,8 @@ class Read:
     dim: int
     axis: Axis
     how: str
-    parameter: tuple[str, int] | None = None
+    parameter: tuple[str, int] | None
+    path: int
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Flow:
         self._ranges: set[int] = set()
         self._repeated: dict[int, frozenset[int]] = {}
         self.used = program.used()
+        self._written = program.written()
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
         self._origin: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._pinned: dict[tuple[int, str], Axis] = {}
@@ -133,7 +135,7 @@ class Flow:
     def run(self, more: Callable[[Flow], None] | None = None) -> None:
         """Apply the rule of every operation, in order; pin the model's outputs.
 
-        ``more`` may couple and pin further axes before the result is final.
+        ``more`` may pin further axes before the result is final.
         """
         for key, info in enumerate(self.program.tensors):
             if info.kind in ("parameter", "buffer"):
@@ -296,7 +298,9 @@ class Flow:
 
     def where(self, node: Node) -> str:
         """Say which operation this is, for a person."""
-        return where_is(node.op, node.module)
+        path = self.program.path(self._index)
+        label = self.program.labels[path] if self.program.labels else ""
+        return where_is(node.op, node.module) + (f" ({label})" if label else "")
 
     def known(self, ref: Ref) -> bool:
         """Tell whether the axes of a tensor are known."""
@@ -387,10 +391,6 @@ class Flow:
         if axis.shape[1]:
             self._note_read(node, arg, dim, axis, how, None)
 
-    def read_by_weight(self, name: str, dim: int, axis: Axis) -> None:
-        """Note that a weight's dimension is contracted in a pass that is not this one."""
-        self.reads.append(Read("", "", -1, 0, dim, axis, "mask", (name, dim)))
-
     def contract(self, node: Node, left: tuple[int, int], right: tuple[int, int]) -> None:
         """Unify and note the contraction of two arguments: (argument, dimension) each."""
         axes = [self.dims(node.args[arg])[dim] for arg, dim in (left, right)]
@@ -405,7 +405,9 @@ class Flow:
             return
         for arg, dim in (right, left):
             origin = self._origin.get(node.args[arg].key)
-            if origin is not None and origin[1][dim] >= 0:
+            if origin is None or origin[0] in self._written:  # the reference's zeros would go
+                continue
+            if origin[1][dim] >= 0:
                 place = (origin[0], origin[1][dim])
                 self._note_read(node, left[0], left[1], axis, "mask", place)
                 return
@@ -417,7 +419,8 @@ class Flow:
         op = family(node.op)
         if op != node.op:
             arg, dim = 0, -1  # the left operand's last dimension, whatever the layout
-        self.reads.append(Read(op, node.module, node.turn, arg, dim, axis, how, place))
+        path = self.program.path(self._index)
+        self.reads.append(Read(op, node.module, node.turn, arg, dim, axis, how, place, path))
 
     def name(self, ref: Ref) -> str | None:
         """Return the name of a tensor that is a parameter, as it is."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.graph.axes import Axis
 from secateur.graph.flow import Flow, Requirement
-from secateur.graph.program import Ref
+from secateur.graph.modules import Address
+from secateur.graph.program import Ref, family
 from secateur.graph.sizes import Attr, Dim, Expr, leaves, rename
 
 Removed = Mapping[str, Sequence[int]]
@@ -75,7 +77,8 @@ class Rule:
 class Consumer:
     """A place where units are read; see :class:`secateur.graph.flow.Read`.
 
-    ``op`` is "" where a weight reads them in train mode only.
+    ``paths`` are the distinct passes of the trace in which it is read; ``everywhere`` tells
+    whether every pass that runs the operation reads the same there.
     """
 
     op: str
@@ -86,6 +89,8 @@ class Consumer:
     axis: int
     how: str
     parameter: tuple[str, int] | None
+    paths: tuple[int, ...]
+    everywhere: bool
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,8 @@ class Layout:
     ops: int
 
     def met(self) -> tuple[Consumer, ...]:
-        """Return the consumers that run in eval mode too."""
-        return tuple(consumer for consumer in self.consumers if consumer.op)
+        """Return the consumers that the example input meets in eval mode."""
+        return tuple(consumer for consumer in self.consumers if 0 in consumer.paths)
 
 
 class _Table:
@@ -168,7 +173,7 @@ class Analysis:
     notes: tuple[str, ...]
 
 
-def analyse(flow: Flow) -> Analysis:
+def analyse(flow: Flow, notes: Sequence[str] = ()) -> Analysis:
     """Partition the free atoms into groups and lay everything out for plans.
 
     Atoms belong to one group when they occur in the same columns of the same
@@ -207,13 +212,10 @@ def analyse(flow: Flow) -> Analysis:
         work=tuple(
             (program.nodes[w.node].module, w.factor, tuple(table.add(a) for a in w.axes))
             for w in flow.work
+            if program.path(w.node) == 0
         ),
         rules=_make_rules(flow, table, rules),
-        consumers=tuple(
-            Consumer(r.op, r.module, r.turn, r.arg, r.dim, table.add(r.axis), r.how, r.parameter)
-            for r in flow.reads
-            if flow.axes.canon(r.axis).shape[1]
-        ),
+        consumers=_make_consumers(flow, table),
         lengths=tuple(dict.fromkeys(flow.lengths)),
         group_norms=tuple(dict.fromkeys(table.add(axis) for axis in flow.group_norms)),
         attributes={
@@ -223,14 +225,14 @@ def analyse(flow: Flow) -> Analysis:
             if isinstance(leaf, Attr)
         },
         batch=max(1, program.batch),
-        ops=len(program.nodes),
+        ops=program.ends[0] if program.ends else len(program.nodes),
     )
     object.__setattr__(layout, "axes", tuple(table.axes))
     return Analysis(
         groups=tuple(group for group, _ in groups),
         pinned=_find_pinned(flow, canon, named),
         layout=layout,
-        notes=tuple(program.notes),
+        notes=tuple(notes),
     )
 
 
@@ -261,6 +263,35 @@ def _make_rules(flow: Flow, table: _Table, found: Sequence[Requirement]) -> tupl
         if expr != Dim(axis, 0):
             rules.setdefault((expr, axis), Rule(expr, axis, requirement.where))
     return tuple(rules.values())
+
+
+def _make_consumers(flow: Flow, table: _Table) -> tuple[Consumer, ...]:
+    """Put reads in terms of the table's axes; each once, with the passes that it belongs to."""
+    paths: dict[Address, set[int]] = {}
+    for index, node in enumerate(flow.program.nodes):
+        where = (family(node.op), node.module, node.turn)
+        paths.setdefault(where, set()).add(flow.program.path(index))
+    found: dict[tuple[Address, _Use], dict[int, None]] = {}
+    acts: dict[Address, dict[int, set[_Use]]] = {}
+    for read in flow.reads:
+        if not flow.axes.canon(read.axis).shape[1]:
+            continue
+        where = (read.op, read.module, read.turn)
+        use = (read.arg, read.dim, table.add(read.axis), read.how, read.parameter)
+        found.setdefault((where, use), {})[read.path] = None
+        if read.how != "mask" or read.parameter is None:
+            acts.setdefault(where, {}).setdefault(read.path, set()).add(use)
+    alike = {
+        where: set(by_path) == paths[where] and len(set(map(frozenset, by_path.values()))) == 1
+        for where, by_path in acts.items()
+    }
+    return tuple(
+        Consumer(*where, arg, dim, axis, how, parameter, tuple(met), alike.get(where, True))
+        for (where, (arg, dim, axis, how, parameter)), met in found.items()
+    )
+
+
+_Use: TypeAlias = "tuple[int, int, int, str, tuple[str, int] | None]"
 
 
 def _partition(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -98,17 +99,29 @@ class TensorInfo:
     name: str = ""
 
 
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select",
+        "slice", "split", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+    )
+)  # fmt: skip
+
+
 @dataclass
 class Program:
-    """The operations of one forward pass, in order.
+    """The operations of one pass, in order.
 
     ``numbers`` are those that the code made tensors of, ``read`` the tensors whose values it
     took out (``tolist``), with the module that did, ``strides`` those of tensors whose memory
-    is looked at.
+    is looked at. ``tensors`` holds those of the passes before it, too, if there were any. A
+    program that joins several passes has ``ends``, the number of operations up to each one's
+    last, and ``labels``.
     """
 
-    nodes: list[Node] = field(default_factory=list)
     tensors: list[TensorInfo] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     attributes: dict[str, int] = field(default_factory=dict)
     comparisons: dict[tuple[str, Expr, Expr, bool], str] = field(default_factory=dict)
@@ -117,8 +130,18 @@ class Program:
     strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     caches: tuple[str, ...] = ()
+    ends: list[int] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     batch: int = 1
     way: str = ""
+
+    def path(self, index: int) -> int:
+        """Return the number of the pass that operation ``index`` belongs to."""
+        return bisect.bisect_right(self.ends, index)
+
+    def named(self) -> dict[str, int]:
+        """Return the number of every parameter and buffer by name."""
+        return {info.name: key for key, info in enumerate(self.tensors) if info.name}
 
     def used(self) -> set[int]:
         """Return the tensors whose values reach the outputs, or may: writes in place count."""
@@ -128,6 +151,21 @@ class Program:
             if writes or any(key in found for key in node.outs):
                 found.update(refs_in(node.args), refs_in(tuple(node.kwargs.values())))
         return found
+
+    def written(self) -> set[str]:
+        """Return the parameters and buffers that an operation writes to, or to a view of them."""
+        base: dict[int, int] = {}
+        found = set()
+        for node in self.nodes:
+            first = node.args[0] if node.args else None
+            if node.op in _VIEWS and isinstance(first, Ref):
+                base.update({key: base.get(first.key, first.key) for key in node.outs if key >= 0})
+            targets = [node.kwargs.get("out")]
+            if node.op.endswith("_"):
+                targets.append(first)
+            for key in refs_in(tuple(targets)):
+                found.add(self.tensors[base.get(key, key)].name)
+        return found - {""}
 
     def shape(self, ref: Ref) -> tuple[int, ...]:
         """Return the shape of the tensor that ``ref`` names."""

@@ -1,4 +1,4 @@
-"""One eval-mode forward pass, recorded as ATen operations.
+"""One pass of a network, recorded as ATen operations.
 
 The pass runs on a copy of the model whose tensors are fakes (shapes without
 memory) and whose integer attributes are :class:`~secateur.graph.sizes.Sized`;
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
@@ -36,6 +37,7 @@ from secateur.graph.meta_results import MetaResults
 from secateur.graph.module_caches import ModuleCaches, NotCachesError
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
+from secateur.graph.passes import FORWARD, pass_mode, set_mode
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import (
     Call,
@@ -60,16 +62,17 @@ from secateur.graph.sizes import (
 Inputs = Any
 
 
-def run_model(model: nn.Module, example_inputs: Inputs) -> Any:
-    """Call ``model`` on a tensor, a tuple of arguments or a dict of keyword arguments.
+def run_model(model: nn.Module, example_inputs: Inputs, method: str = FORWARD) -> Any:
+    """Call ``model``, or a method of it, on a tensor, a tuple or a dict of arguments.
 
     A packed sequence, which is a tuple, counts as one argument.
     """
+    function = model if method == FORWARD else operator.attrgetter(method)(model)
     if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
+        return function(**example_inputs)
     if isinstance(example_inputs, (tuple, list)) and not isinstance(example_inputs, PackedSequence):
-        return model(*example_inputs)
-    return model(example_inputs)
+        return function(*example_inputs)
+    return function(example_inputs)
 
 
 def check_inputs(model: object, example_inputs: Inputs) -> None:
@@ -107,13 +110,23 @@ def _check_code(model: nn.Module) -> None:
 
 
 @normal_mode()
-def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) -> Program:
-    """Trace one eval-mode forward pass of ``model``.
+def record(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    method: str = FORWARD,
+    training: bool = False,
+    after: Program | None = None,
+) -> Program:
+    """Trace one pass of ``model``.
 
     Args:
         model: any network; it is left exactly as it was.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
-        training: trace a pass in train mode instead.
+        method: what takes them; "forward" is a call of the network.
+        training: trace in neutral train mode (see ``passes``) instead of eval mode.
+        after: another pass of the same model: tensors are numbered on from its own, parameters
+            and buffers keep their numbers.
 
     Raises:
         InputError: as :func:`check_inputs`.
@@ -126,7 +139,7 @@ def record(model: nn.Module, example_inputs: Inputs, *, training: bool = False) 
         made: list[weakref.ref[Tensor]] = []
         try:
             with shared_variables_put_back(model):
-                program = _isolated(model, example_inputs, way, training, made)
+                program = _isolated(model, (example_inputs, method, training), way, after, made)
         except Exception as error:  # noqa: BLE001 - user code may raise anything; the last way decides
             reasons.append(f"{type(error).__name__}: {first_line(error)}")
             program = None
@@ -153,9 +166,9 @@ def first_line(error: BaseException) -> str:
 
 def _isolated(
     model: nn.Module,
-    example_inputs: Inputs,
+    what: tuple[Inputs, str, bool],
     way: str,
-    training: bool,
+    after: Program | None,
     made: list[weakref.ref[Tensor]],
 ) -> Program:
     """Trace one pass; once more, apart from the code's caches, where the code has such.
@@ -164,38 +177,39 @@ def _isolated(
     """
     try:
         with sizes_of_one_trace(keyed_by_size):
-            return _with_tables(model, example_inputs, way, training, made)
+            return _with_tables(model, what, way, after, made)
     except KeyedBySize:
         pass  # its frames keep tensors, so what follows stands outside
     with private_caches(), sizes_of_one_trace():
-        return _with_tables(model, example_inputs, way, training, made)
+        return _with_tables(model, what, way, after, made)
 
 
 def _with_tables(
     model: nn.Module,
-    example_inputs: Inputs,
+    what: tuple[Inputs, str, bool],
     way: str,
-    training: bool,
+    after: Program | None,
     made: list[weakref.ref[Tensor]],
 ) -> Program:
     """Trace one pass; again for every table of tensors that the pass took for an empty cache."""
     tables: frozenset[str] = frozenset()
     while True:
         try:
-            return _record(model, example_inputs, way, training, made, tables)
+            return _record(model, what, way, after, made, tables)
         except NotCachesError as error:
             tables |= error.paths
 
 
 def _record(
     model: nn.Module,
-    example_inputs: Inputs,
+    what: tuple[Inputs, str, bool],
     way: str,
-    training: bool,
+    after: Program | None,
     made: list[weakref.ref[Tensor]],
     tables: Collection[str],
 ) -> Program:
     """Trace one pass; ``made`` is filled with what the trace itself brought into being."""
+    example_inputs, method, training = what
     mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
     makers: dict[str, Callable[[Tensor], Tensor]] = {
         "meta": meta_like,
@@ -204,16 +218,12 @@ def _record(
     }
     convert = makers[way]
     twin = copy_model(model, lambda _, tensor: convert(tensor), apart=True)
-    twin.train(training)
-    for module in twin.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()  # in train mode it refuses a single value a channel
+    set_mode(twin, training)
     caches = ModuleCaches(twin, tables)
     inputs = map_tensors(example_inputs, convert)
-    recorder = _Recorder(twin, inputs, way, held_containers(model))
+    recorder = _Recorder(twin, inputs, way, after, held_containers(model))
     with contextlib.ExitStack() as stack:
         stack.enter_context(seeded_generators(0))  # two traces draw alike
-        stack.enter_context(torch.no_grad())
         stack.enter_context(plain_operations())
         if mode is not None:
             stack.enter_context(mode)
@@ -222,10 +232,11 @@ def _record(
         stack.enter_context(recorder.running.follow())
         stack.enter_context(recorder)
         stack.enter_context(_Calls(recorder))
+        stack.enter_context(pass_mode(training))
         stack.enter_context(watch_comparisons(recorder.compared))
         caches.watch()
         try:
-            outputs = run_model(twin, inputs)
+            outputs = run_model(twin, inputs, method)
         except Exception:
             caches.check()
             raise
@@ -266,32 +277,48 @@ def _is_pointwise(func: Any) -> bool:
 class _Recorder(DispatchMode):
     """Writes down every ATen operation that runs while it is active."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, way: str, shared: Iterable[int]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        way: str,
+        after: Program | None,
+        shared: Iterable[int],
+    ) -> None:
         super().__init__()
-        self.program = Program()
+        self.program = Program(list(after.tensors)) if after else Program()
         compute = {"meta": MetaResults(_compute).run, "fake": _compute, "real": _run}
         self._run = compute[way]
         self.call: Call | None = None
         self._keys: dict[int, int] = {}
         self._kept: list[Tensor] = []
+        self._made: list[weakref.ref[Tensor]] = []
         self.running = Turns(model)
-        for tensor in tensor_leaves(inputs):
+        leaves = tensor_leaves(inputs)
+        for tensor in leaves:
             self.key(tensor, "input")
-        first = self.program.tensors[0].shape
-        self.program.batch = first[0] if first else 1
+        self.program.inputs = [self.key(tensor) for tensor in leaves]
+        self.program.batch = leaves[0].shape[0] if leaves[0].dim() else 1
         parameters = {id(p) for p in model.parameters()}
+        known = after.named() if after else {}
         for name, tensor in every_tensor(model):
-            self.key(tensor, "parameter" if id(tensor) in parameters else "buffer", name)
+            if name in known:
+                self._keys[id(tensor)] = known[name]
+                self._kept.append(tensor)
+            else:
+                self.key(tensor, "parameter" if id(tensor) in parameters else "buffer", name)
         self.program.attributes = plant_sizes(model, but=shared)
 
     def key(self, tensor: Tensor, kind: str = "constant", name: str = "") -> int:
         """Return the number of ``tensor``; a tensor not seen before gets one."""
         found = self._keys.get(id(tensor))
         if found is None:
-            found = len(self._kept)
+            found = len(self.program.tensors)
             self._keys[id(tensor)] = found
             self._kept.append(tensor)  # an id is reused once its object is gone
             self.program.tensors.append(TensorInfo(tuple(tensor.shape), tensor.dtype, kind, name))
+            if kind == "value":
+                self._made.append(weakref.ref(tensor))
         return found
 
     def compared(self, op: str, left: Expr, right: Expr, outcome: bool) -> None:
@@ -361,8 +388,7 @@ class _Recorder(DispatchMode):
 
     def made(self) -> list[weakref.ref[Tensor]]:
         """Return the tensors that operations of the pass gave."""
-        known = zip(self._kept, self.program.tensors, strict=True)
-        return [weakref.ref(tensor) for tensor, info in known if info.kind == "value"]
+        return self._made
 
     def finish(self, outputs: Any) -> Program:
         """Return the program, the model's outputs noted."""

@@ -21,10 +21,10 @@ from secateur.graph.copies import clone_model, copy_model, map_tensors
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
+from secateur.output_error import largest_error
 from secateur.precision import Precision, in_precision
 from secateur.random_draws import Draws
 from secateur.sparse_training.blocks import Block, Blocks
-from secateur.verification import largest_error
 
 M = TypeVar("M", bound=nn.Module)
 

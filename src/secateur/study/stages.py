@@ -32,9 +32,10 @@ from secateur.results import (
     Size,
     Speed,
     Width,
+    build_record,
 )
 from secateur.sparse_training import Absent
-from secateur.verification import verify
+from secateur.verification import Check, verify
 from secateur.weight_masks import Masks
 
 EXAMPLES = 2
@@ -114,7 +115,11 @@ def cut_and_verify(subject: Subject, plan: Plan) -> tuple[nn.Module, CheckRecord
     check = verify(subject.model, pruned, plan, subject.example)
     if not check.ok:
         raise unproved(check.reason, plan)
-    return pruned, CheckRecord(**dataclasses.asdict(check))
+    return pruned, _recorded(check)
+
+
+def _recorded(check: Check) -> CheckRecord:
+    return build_record(CheckRecord, dataclasses.asdict(check))
 
 
 def provable_cut(
@@ -130,7 +135,7 @@ def provable_cut(
     """
     graph = dataclasses.replace(subject.graph, model=subject.model)
     found = proved_cut(graph, plan, choose, progress=progress)
-    return found.model, found.plan, CheckRecord(**dataclasses.asdict(found.check))
+    return found.model, found.plan, _recorded(found.check)
 
 
 def size(model: nn.Module, macs: int) -> Size:
