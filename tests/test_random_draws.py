@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -190,3 +191,21 @@ def test_generators_are_seeded_alike_and_put_back() -> None:
     assert drawn[0] == drawn[1]
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
+
+
+def test_proofs_in_threads_draw_alike() -> None:
+    state = torch.get_rng_state()
+    found: list[bool] = []
+
+    def work() -> None:
+        model = network(lambda net, h: F.dropout(h, 0.5) + torch.randn_like(h))
+        x = torch.linspace(-1, 1, 32).view(4, 8)
+        found.extend(secateur.prune(model, x, sparsity=0.5).check.ok for _ in range(4))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [True] * 12
+    torch.set_rng_state(state)

@@ -8,6 +8,7 @@ both draw one number for all positions of that dimension.
 from __future__ import annotations
 
 import contextlib
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -58,19 +59,27 @@ class Draws(DispatchMode):
         where = self._turns.take(packet)
         if named.get("generator") is not None:
             named["generator"] = None  # the network's own must stay as it is
-        seed_torch(zlib.crc32(repr((*where, self._seed)).encode()))
-        before = torch_states()
-        dims = self._even.get(where, ())
-        made = None
-        if dims:
-            made = _drawn_evenly(func, packet, args, named, dims)
-            if made is None:
-                self.unknown.add(where)
-        result = func(*args, **named) if made is None else made
-        if any(not torch.equal(a, b) for a, b in zip(before, torch_states(), strict=True)):
+        with _one_at_a_time:  # the generators are those of the process
+            seed_torch(zlib.crc32(repr((*where, self._seed)).encode()))
+            before = torch_states()
+            result = self._drawn(func, where, args, named)
+            drew = any(not torch.equal(a, b) for a, b in zip(before, torch_states(), strict=True))
+        if drew:
             first = result[0] if isinstance(result, (tuple, list)) else result
             self.shapes[where] = tuple(first.shape)
         return result
+
+    def _drawn(self, func: Any, where: Address, args: tuple[Any, ...], kwargs: Any) -> Any:
+        dims = self._even.get(where, ())
+        if dims:
+            made = _drawn_evenly(func, str(func.overloadpacket), args, kwargs, dims)
+            if made is not None:
+                return made
+            self.unknown.add(where)
+        return func(*args, **kwargs)
+
+
+_one_at_a_time = threading.RLock()
 
 
 def uneven(one: Shapes, other: Shapes) -> tuple[dict[Address, tuple[int, ...]], set[Address]]:

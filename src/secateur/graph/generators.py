@@ -10,21 +10,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.graph.process_settings import SharedSetting
+
 
 @contextlib.contextmanager
 def seeded_generators(seed: int) -> Iterator[None]:
     """Run a block with the global generators at ``seed``, and put their states back after it."""
+    with _put_back():
+        random.seed(seed)
+        np.random.seed(seed)
+        seed_torch(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _states_put_back() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices=devices):
-            random.seed(seed)
-            np.random.seed(seed)
-            seed_torch(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+_put_back = SharedSetting(_states_put_back)
 
 
 def seed_torch(seed: int) -> None:
