@@ -28,7 +28,7 @@ FLOORS = (
         "sensitivity_results",
     },
     {"graph"},
-    {"calibration", "relevance", "criteria"},
+    {"calibration", "precision", "relevance", "criteria"},
     set[str](),
     {
         "data",

@@ -182,3 +182,24 @@ def test_reading_bits_is_no_matter_of_precision() -> None:
     with Precision(torch.float64):
         bits = x.view(torch.int32)
     assert torch.equal(bits, x.view(torch.int32))
+
+
+def test_synflow_sees_a_constant_that_forward_makes_in_its_own_precision() -> None:
+    """R = sum of the outputs for ones and absolute weights, worked out by hand."""
+
+    class Averages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tril(torch.ones(5, 5)) @ self.a(x))
+
+    torch.manual_seed(0)
+    model, x = Averages().eval(), torch.randn(2, 5, 3)
+    scores = secateur.score(secateur.trace(model, x), "synflow")
+    a, b = model.a.weight.detach().double().abs(), model.b.weight.detach().double().abs()
+    rows = 2 * sum(range(1, 6))  # samples times the sum of the triangle
+    flow = rows * a.sum(1) * b.sum(0)
+    (found,) = scores.values()
+    torch.testing.assert_close(found, 2 * flow)  # once in each layer

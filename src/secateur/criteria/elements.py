@@ -56,6 +56,7 @@ from secateur.graph.copies import copy_model, map_tensors, stand_in
 from secateur.graph.grouped_product import GroupedInFloat64
 from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.tracing import run_model
+from secateur.precision import Precision
 from secateur.registry import Registry
 
 Elements = dict[str, Tensor]
@@ -276,7 +277,7 @@ def synflow(model: nn.Module, context: Context) -> Elements:
         return torch.ones(tensor.shape, dtype=torch.float64, device=device)
 
     twin = copy_model(model, positive, apart=True).eval()
-    with torch.enable_grad(), GroupedInFloat64():
+    with torch.enable_grad(), GroupedInFloat64(), Precision(torch.float64):
         outputs = run_model(twin, map_tensors(context.example_inputs, ones))
         logits_of(outputs).sum().backward()
     held = dict(twin.named_parameters())
