@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.allocation import search_allocation
+from secateur.allocation.searched import search_allocation
 from secateur.graph.process_settings import SharedSetting, plain_operations
 
 
