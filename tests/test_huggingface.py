@@ -348,3 +348,16 @@ def test_seven_billion_parameters_without_weights() -> None:
     # The processor's seconds, with room for a slow one: the benchmark tells them exactly (about 5).
     assert sum(cpu for _, cpu in found["steps"].values()) < 120
     assert found["peak_gb"] < 2
+
+
+def test_hooks_that_transformers_installs_for_hidden_states_stand_in_no_ones_way(
+    tmp_path: Path,
+) -> None:
+    whole: Any = dense("gpt2").float()
+    model: Any = whole.model if isinstance(whole, Only) else whole
+    inputs = input_ids(6)(2)
+    wanted = model(**inputs, output_hidden_states=True).hidden_states
+    loaded: Any = secateur.load(secateur.save(model, tmp_path))
+    found = loaded(**inputs, output_hidden_states=True).hidden_states
+    assert len(found) == len(wanted) > 1
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

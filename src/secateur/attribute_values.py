@@ -9,7 +9,7 @@ import enum
 import pathlib
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,15 @@ BASE_NAMES = {base.__name__: base for base in BASES}
 MUTABLE = (dict, list, set, deque, bytearray, types.SimpleNamespace)
 _OF_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 WAY_OUT = "save with factory='package.module:callable' instead"
+
+
+REINSTALLED = {"transformers.utils.output_capturing": "_output_capturing_hooks_installed"}
+"""Modules whose hooks are closures that they install again where the attribute is missing."""
+
+
+def lasting_hooks(hooks: Mapping[int, Any]) -> dict[int, Any]:
+    """Return the hooks that no library installs again by itself."""
+    return {i: h for i, h in hooks.items() if getattr(h, "__module__", None) not in REINSTALLED}
 
 
 def base_of(kind: type) -> type | None:

@@ -18,11 +18,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from secateur.attribute_values import BASES, PLAIN, attributes_of, base_of, in_order, slots_of
+from secateur.attribute_values import (
+    BASES,
+    PLAIN,
+    REINSTALLED,
+    attributes_of,
+    base_of,
+    in_order,
+    lasting_hooks,
+    slots_of,
+)
 from secateur.trust import is_function
 
 _PASSED_OVER = frozenset(
-    ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_compiled_call_impl")
+    (
+        *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_compiled_call_impl"),
+        *REINSTALLED.values(),
+    )
 )
 _BY_TEXT: tuple[type, ...] = (
     torch.dtype, torch.device, torch.memory_format, torch.layout, pathlib.PurePath,
@@ -122,12 +134,7 @@ class _Comparison:
                 f"{path or 'the model'} is a {kinds[0].__name__}, "
                 f"and would be a {kinds[1].__name__}"
             )
-        mine, theirs = ({k: v for k, v in vars(m).items() if k not in _PASSED_OVER} for m in (a, b))
-        for tables in (mine, theirs):
-            for key in [k for k in tables if k.endswith("hooks")]:
-                tables[key] = list(tables[key].values())
-            for key in [k for k in tables if k.endswith(("_with_kwargs", "_always_called"))]:
-                tables[key] = len(tables[key])
+        mine, theirs = (_attributes_of(m) for m in (a, b))
         for key in mine:
             if key in ("_parameters", "_buffers", "_modules"):
                 self._mapping(mine[key], theirs[key], path)
@@ -254,6 +261,19 @@ class _Comparison:
             same = bool(a == b) or repr(a) == repr(b)
         if not same:
             raise _Different(f"{path} is {_short(a)}, and would be {_short(b)}")
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes; of its hooks, those that last, whatever their numbers."""
+    held = {key: value for key, value in vars(module).items() if key not in _PASSED_OVER}
+    hooks = {key: lasting_hooks(value) for key, value in held.items() if key.endswith("hooks")}
+    numbers = {number for table in hooks.values() for number in table}
+    for key in held:
+        if key in hooks:
+            held[key] = list(hooks[key].values())
+        elif key.endswith(("_with_kwargs", "_always_called")):
+            held[key] = len(numbers & set(held[key]))
+    return held
 
 
 def _join(path: str, key: str) -> str:

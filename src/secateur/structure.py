@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from secateur.attribute_reader import Reader
-from secateur.attribute_values import WAY_OUT, blank_fails
+from secateur.attribute_values import REINSTALLED, WAY_OUT, blank_fails, lasting_hooks
 from secateur.attribute_writer import Writer
 from secateur.errors import CheckpointError
 from secateur.graph.copies import named_tensors
@@ -38,7 +38,9 @@ _HOOKS = {
 }
 _LOADING = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")  # for old weight files
 _FLAGS = tuple(flag for flags in _HOOKS.values() for flag in flags)
-_MACHINERY = frozenset((*_TABLES, _COMPILED, _RNN_REFERENCES, *_HOOKS, *_FLAGS, *_LOADING))
+_MACHINERY = frozenset(
+    (*_TABLES, _COMPILED, _RNN_REFERENCES, *_HOOKS, *_FLAGS, *_LOADING, *REINSTALLED.values())
+)
 _KEPT = {"$": "kept"}
 
 
@@ -124,7 +126,9 @@ class _Describing:
                 for key, child in module._modules.items()
             },
             "hooks": {
-                key: self._hooks(name, module, key) for key in _HOOKS if vars(module)[key]
+                key: self._hooks(name, module, key)
+                for key in _HOOKS
+                if lasting_hooks(vars(module)[key])
             },
             "attributes": {
                 key: self._attribute(value, _join(name, key))
@@ -168,7 +172,7 @@ class _Describing:
         try:
             return [
                 [self._values.value(hook, f"{name}.{key}"), [i in held[f] for f in _HOOKS[key]]]
-                for i, hook in held[key].items()
+                for i, hook in lasting_hooks(held[key]).items()
             ]
         except CheckpointError as error:
             if self._has_factory:
