@@ -4,7 +4,8 @@
 smallest first, each tool in a process of its own with a limit of time and memory, so
 that one failure does not end the run, and writes ``docs/zoo.md`` and
 ``results/zoo.json``. A run that was stopped goes on where it was with ``--resume``;
-``--tool`` runs one tool alone, and two such runs may write the same results side by side.
+``--tool`` runs one tool alone (``saved``: a cut network is saved, and loaded in a fresh
+process), and two such runs may write the same results side by side.
 All times are those of the processor, so that other work on the machine does not count.
 """
 
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,10 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from networks import randomise  # noqa: E402
 from zoo.catalogue import CATALOGUE, CLASSES, VOCABULARY, Only, weight  # noqa: E402
+from zoo.torchvision_shim import import_torchvision  # noqa: E402
 
-TOOLS = ("secateur", "torch-pruning")
+TOOLS = ("secateur", "saved", "torch-pruning")
+STRANGERS = ("torchvision", "transformers", "zoo")
 SEEDS = (0, 1, 2)
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -56,6 +60,56 @@ def run_secateur(name: str, budget: float) -> dict[str, Any]:
             budget=budget,
         )
     return dataclasses.asdict(proof)
+
+
+def run_saved(name: str) -> dict[str, Any]:
+    """Cut half of a network, save it, and compare what a fresh process makes of the folder."""
+    from exactness import outputs
+    from safetensors.torch import save_file
+
+    import secateur
+    from secateur.checkpoint import code_of
+
+    case = CATALOGUE[name]
+    model = randomise(case.build().double().eval())
+    inputs = case.inputs(2)
+    graph = secateur.trace(model, inputs)
+    plan = secateur.allocate(graph, secateur.score(graph, "random"), sparsity=0.5)
+    pruned = secateur.cut(model, plan)
+    trust = [root for root in code_of(pruned) if root in STRANGERS]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, wanted = Path(scratch) / "saved", Path(scratch) / "wanted.safetensors"
+        start = time.process_time()
+        secateur.save(pruned, folder)
+        seconds = time.process_time() - start
+        found = {str(i): tensor.contiguous() for i, tensor in enumerate(outputs(pruned, inputs))}
+        save_file(found, wanted)
+        command = [sys.executable, str(HERE / "zoo.py"), "--case", name, "--tool", "loaded"]
+        done = subprocess.run(
+            [*command, "--folder", str(folder), "--trust", *trust],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise RuntimeError((lines or [f"exit {done.returncode}"])[-1][:200])
+    error = float(done.stdout.splitlines()[-1])
+    problems = [] if error == 0 else [f"outputs differ by {error:.1e}"]
+    return {"seconds": seconds, "trust": trust, "max_error": error, "problems": problems}
+
+
+def run_loaded(name: str, folder: Path, trust: list[str]) -> float:
+    """Load a network in this fresh process; return how far its outputs are from what they were."""
+    from exactness import outputs, relative_error
+    from safetensors.torch import load_file
+
+    import secateur
+
+    if trust:  # transformers imports torchvision, too
+        import_torchvision()
+    model = secateur.load(folder, trust=trust)
+    wanted = load_file(folder.parent / "wanted.safetensors")
+    inputs = CATALOGUE[name].inputs(2)
+    return relative_error(outputs(model, inputs), [wanted[str(i)] for i in range(len(wanted))])
 
 
 def run_peer(name: str) -> dict[str, Any]:
@@ -156,6 +210,13 @@ def their_cell(peer: dict[str, Any] | None) -> str:
     return "fails" if "error" in peer else f"{peer['left']:.0%} left, {peer['seconds']:.1f} s"
 
 
+def saved_cell(record: dict[str, Any] | None) -> str:
+    """Say whether the saved network computes the same in a fresh process, or why not."""
+    if record is None:
+        return "not run"
+    return "; ".join(troubles(record)) or "yes"
+
+
 def alone_cell(alone: dict[str, Any]) -> str:
     """Say how many groups were exact by themselves, and how many of those stay."""
     stay = f" ({alone['stay']} stay)" if alone["stay"] else ""
@@ -166,10 +227,10 @@ def alone_cell(alone: dict[str, Any]) -> str:
 def row(name: str, record: dict[str, Any]) -> str:
     """Format one line of the table."""
     ours, theirs = record.get("secateur"), their_cell(record.get("torch-pruning"))
+    saved = saved_cell(record.get("saved"))
     if ours is None or "error" in ours:
-        return (
-            f"| {name} | - | - | - | - | - | {'fails' if ours else 'not run'} | - | - | {theirs} |"
-        )
+        said = "fails" if ours else "not run"
+        return f"| {name} | - | - | - | - | - | {said} | - | - | {saved} | {theirs} |"
     left = ours["params_pruned"] / ours["params_dense"]
     cells = [
         name,
@@ -181,6 +242,7 @@ def row(name: str, record: dict[str, Any]) -> str:
         f"{ours['max_error']:.0e}" if not ours["problems"] else "**see below**",
         alone_cell(ours["alone"]),
         str(ours["given_back"]),
+        saved,
         theirs,
     ]
     return "| " + " | ".join(cells) + " |"
@@ -190,10 +252,13 @@ def count_line(library: str, results: Results) -> str:
     """Summarise the networks of one library."""
     ours = [r["secateur"] for r in results.values() if "secateur" in r]
     peers = [r["torch-pruning"] for r in results.values() if "torch-pruning" in r]
+    saved = [r["saved"] for r in results.values() if "saved" in r]
     held = sum(not troubles(record) for record in ours)
+    same = sum(not troubles(record) for record in saved)
     runs = sum("error" not in record for record in peers)
     return (
-        f"- {library}: exact {held} of {len(ours)}; "
+        f"- {library}: exact {held} of {len(ours)}; saved and loaded in a fresh process with the "
+        f"same outputs {same} of {len(saved)}; "
         f"Torch-Pruning's result runs {runs} of {len(peers)}."
     )
 
@@ -219,7 +284,9 @@ def markdown(results: Results) -> str:
         "stay because the network's own code asks for it, and beside *alone* stand the groups",
         "that it does not let go without others (a plan says so). Where every group alone would",
         "take long, an even sample of them was tried. Seconds are those of the processor, for",
-        "trace, score, allocate and cut. Torch-Pruning 1.6.1 prunes half of the channels with",
+        "trace, score, allocate and cut. *Saved*: the cut network was saved, loaded in a fresh",
+        "process that trusts its library, and its outputs there are the same to the last bit, or",
+        "the reason why not. Torch-Pruning 1.6.1 prunes half of the channels with",
         "its defaults, in float32, the output layers ignored; for it the table says whether the",
         "pruned network still runs, not whether it is right.",
         "",
@@ -234,8 +301,8 @@ def markdown(results: Results) -> str:
         f"- All proofs took {minutes:.0f} minutes of one core.",
         "",
         "| network | operations | seconds | groups | reached | parameters left | error | alone "
-        "| given back | Torch-Pruning |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| given back | saved | Torch-Pruning |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(row(name, record) for name, record in results.items()),
     ]
     low = {name: record for name, record in ours.items() if record["reached"] < 0.9}
@@ -250,7 +317,8 @@ def markdown(results: Results) -> str:
     for name, record in low.items():
         shares = [f"{share:.1%} {reason}" for reason, share in record["unreached"].items()]
         lines.append(f"- {name} ({record['reached']:.3f}): {'; '.join(shares[:4])}")
-    for tool, title in (("secateur", "What did not hold"), ("torch-pruning", "Torch-Pruning")):
+    titles = {"secateur": "What did not hold", "saved": "Saved", "torch-pruning": "Torch-Pruning"}
+    for tool, title in titles.items():
         found = [
             f"- {name}: {'; '.join(f'`{text}`' for text in troubles(r[tool])[:6])}"
             for name, r in results.items()
@@ -283,7 +351,9 @@ def main() -> None:
     """Run one network (``--case``, ``--tool``), or all of them and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=CATALOGUE, help="run this one here, print JSON")
-    parser.add_argument("--tool", choices=TOOLS, help="run this one alone")
+    parser.add_argument("--tool", choices=(*TOOLS, "loaded"), help="run this one alone")
+    parser.add_argument("--folder", type=Path, help="a saved network, for the tool 'loaded'")
+    parser.add_argument("--trust", nargs="*", default=[], help="packages that it may use")
     parser.add_argument("--only", nargs="*", help="run networks whose name contains one of these")
     parser.add_argument("--budget", type=float, default=60, help="seconds for groups alone")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one process")
@@ -301,9 +371,13 @@ def main() -> None:
         seconds = int(options.timeout)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         resource.setrlimit(resource.RLIMIT_AS, (int(options.memory * 2**30),) * 2)
-        ours = options.tool == "secateur"
-        result = run_secateur(options.case, options.budget) if ours else run_peer(options.case)
-        print(json.dumps(result))
+        runs: dict[str, Callable[[], Any]] = {
+            "secateur": lambda: run_secateur(options.case, options.budget),
+            "saved": lambda: run_saved(options.case),
+            "loaded": lambda: run_loaded(options.case, options.folder, options.trust),
+            "torch-pruning": lambda: run_peer(options.case),
+        }
+        print(json.dumps(runs[options.tool]()))
         return
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if not (options.resume or options.retry or options.page_only or options.only or options.tool):

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur.attribute_reader import Reader
 from secateur.attribute_values import REINSTALLED, WAY_OUT, blank_fails, lasting_hooks
 from secateur.attribute_writer import Writer
+from secateur.class_patches import replaced_method
 from secateur.errors import CheckpointError
 from secateur.graph.copies import named_tensors
 from secateur.tensor_records import TensorReader, TensorWriter
@@ -83,6 +84,7 @@ class _Describing:
         self._named: dict[int, str] = {}
         self._queue: dict[str, nn.Module] = {}
         self._ties: dict[str, str] = {}
+        self._patched: dict[type, str | None] = {}
         self._values = Writer(self._module_name, self._tensor_name, self._tensors.array)
         self._take_in(model, "")
 
@@ -147,7 +149,17 @@ class _Describing:
                 f"{name or 'the model'} is a {kind.__name__}, which cannot be made again: "
                 f"{reason}; {WAY_OUT}"
             )
-        return self._values.name(kind, name)
+        found = self._values.name(kind, name)
+        if kind not in self._patched:
+            self._patched[kind] = replaced_method(kind)
+        patched = self._patched[kind]
+        if patched is not None:
+            raise CheckpointError(
+                f"{name or 'the model'} is a {kind.__name__} whose {patched} was replaced after "
+                "the class was made, which another process does not know; replace it on the "
+                f"instances (types.MethodType), or {WAY_OUT}"
+            )
+        return found
 
     def _table(self, name: str, table: Mapping[str, Tensor | None]) -> dict[str, str | None]:
         found: dict[str, str | None] = {}
