@@ -217,3 +217,48 @@ def test_a_masked_lstm_whose_weights_are_computed_is_exact_in_float32() -> None:
     with torch.no_grad():
         assert relative_error([masked(x)], [pruned(x)]) < 1e-5
         assert relative_error([model(x)], [pruned(x)]) > 1e-3
+
+
+class BlockDiagonal(nn.Module):
+    """A recurrent cell whose heads have a matrix each for every gate, as in sLSTM."""
+
+    def __init__(self, heads: int = 3, width: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.width = heads, width
+        self.inputs = nn.Linear(4, 2 * heads * width)
+        self.recurrent = nn.Parameter(torch.randn(2, heads, width, width) / 2)
+        self.head = nn.Linear(heads * width, 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.inputs(x).view(*x.shape[:2], 2, self.heads, self.width)
+        state = torch.zeros(len(x), self.heads, self.width, dtype=x.dtype)
+        for step in gates.unbind(1):
+            read = torch.einsum("bhd,ghde->bghe", state, self.recurrent) + step
+            state = torch.sigmoid(read[:, 0]) * state + torch.tanh(read[:, 1])
+        return self.head(state.reshape(len(x), -1))
+
+
+def test_a_weight_read_by_einsum_is_masked_at_every_length() -> None:
+    """Its rows are zeroed themselves: products that a longer sequence adds are masked too."""
+    model = BlockDiagonal()
+    graph = secateur.trace(model, steps(3))
+    assert sorted(group.size for group in graph.groups) == [3, 4]
+    plan = secateur.allocate(graph, secateur.score(graph, "random", seed=1), sparsity=0.5)
+    assert plan.masks == ()
+    pruned, masked = secateur.cut(model, plan), secateur.mask(model, plan)
+    for length in (5, 9):
+        x = torch.randn(2, length, 4, dtype=torch.float64)
+        by_hand = copy.deepcopy(model)
+        with torch.no_grad():
+            heads, inner = (
+                list(plan.cuts["recurrent"][d]) for d in (1, 2)
+            )  # what a state that is zero there would read
+            by_hand.recurrent[:, heads] = 0.0
+            by_hand.recurrent[:, :, inner] = 0.0
+            by_hand.head.weight[:, list(plan.cuts["head.weight"][1])] = 0.0
+            wanted = by_hand(x)
+            assert relative_error([pruned(x)], [wanted]) < 1e-12
+            assert relative_error([masked(x)], [wanted]) < 1e-12
+            assert relative_error([model(x)], [wanted]) > 1e-2

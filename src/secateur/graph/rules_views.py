@@ -111,6 +111,8 @@ def view(flow: Flow, node: Node) -> None:
     for axis, stated in zip(out, stated_sizes(node, target), strict=True):
         if stated is not None and len(axis) > 1:
             flow.require(node, axis, stated)
+    where = dict(kept)
+    flow.moved(node, source, [where.get(d, -1) for d in range(len(target))])
     flow.set(node, out)
 
 
@@ -140,7 +142,10 @@ def transpose(flow: Flow, node: Node) -> None:
 def unsqueeze(flow: Flow, node: Node) -> None:
     """Insert a dimension of size one."""
     dims = list(flow.dims(node.args[0]))
-    dims.insert(node.args[1] % (len(dims) + 1), fixed(1))
+    order, place = list(range(len(dims))), node.args[1] % (len(dims) + 1)
+    order.insert(place, -1)
+    dims.insert(place, fixed(1))
+    flow.moved(node, node.args[0], order)
     flow.set(node, dims)
 
 
@@ -156,7 +161,9 @@ def squeeze(flow: Flow, node: Node) -> None:
     drop = {d for d in chosen if len(dims[d]) == 1}
     for d in chosen - drop:
         flow.at_least(node, node.args[0], [d], 2)
-    flow.set(node, [axis for d, axis in enumerate(dims) if d not in drop])
+    stay = [d for d in range(len(dims)) if d not in drop]
+    flow.moved(node, node.args[0], stay)
+    flow.set(node, [dims[d] for d in stay])
 
 
 @rule(
