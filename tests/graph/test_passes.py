@@ -442,6 +442,29 @@ def test_an_unreached_parameter_beside_one_axis_of_its_size_is_coupled_and_told(
     agree(pruned.model, masked_by_hand(model, pruned.plan), {"x": x, "hidden": hidden})
 
 
+def test_an_unreached_parameter_goes_by_those_beside_it_before_all_that_the_module_handles() -> (
+    None
+):
+    class Embedding(MaskToken):
+        """As wide as its input; the position embedding says which axis the token has."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(8, 8)
+            self.position = nn.Parameter(torch.randn(1, 8))
+
+        def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+            h = self.embed(x)
+            if hidden is not None:
+                h = torch.where(hidden, self.token, h)
+            return self.head(torch.relu(h + self.position))
+
+    model, x = made(Embedding()), example(4, 8)
+    pruned = secateur.prune(model, x, sparsity=0.5)
+    hidden = torch.tensor([[True], [False], [True], [False]])
+    agree(pruned.model, masked_by_hand(model, pruned.plan), {"x": x, "hidden": hidden})
+
+
 def test_what_no_code_mentions_pins_nothing() -> None:
     class Dead(StochasticDepth):
         def __init__(self) -> None:

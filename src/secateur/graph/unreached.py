@@ -35,6 +35,7 @@ def hold_unreached(flow: Flow, model: nn.Module) -> list[str]:
     notes = []
     for around, keys in places.items():
         seen = [axis for axis in _axes(flow, ran.handled(around)) if axis.shape[1]]
+        beside = _axes(flow, ran.held(around))
         names: dict[str, None] = {}
         for key in keys:
             info = program.tensors[key]
@@ -46,7 +47,7 @@ def hold_unreached(flow: Flow, model: nn.Module) -> list[str]:
                 for dim, size in enumerate(info.shape):
                     if size > 1:
                         axis = flow.dims(Ref(key))[dim]
-                        settled &= _hold(flow, axis, seen, name, own=own)
+                        settled &= _hold(flow, axis, seen, beside if own else None, name)
             # What is no part of the state is the code's own copy of something else.
             if not settled or info.name in saved:
                 names[name] = None
@@ -87,11 +88,19 @@ def _missing(program: Program, registered: set[str]) -> list[int]:
     ]
 
 
-def _hold(flow: Flow, axis: Axis, seen: Sequence[Axis], name: str, *, own: bool) -> bool:
-    """Couple ``axis`` with the only one of its size, or else pin what it could meet: False."""
-    equal = {flow.axes.expand(a).tobytes(): a for a in seen if len(a) == len(axis)}
-    why = f"{name}, which no example reached, could meet it"
-    if own and len(equal) == 1:
+def _hold(
+    flow: Flow, axis: Axis, seen: Sequence[Axis], beside: Sequence[Axis] | None, name: str
+) -> bool:
+    """Couple ``axis`` with the only one of its size, or else pin what it could meet: False.
+
+    ``beside`` are the axes of the module's own tensors, where it is one of them: those of its
+    size come first. ``seen`` are all that the module handles.
+    """
+    why = f"{name}, which no example reached (see also=[...]), could meet it"
+    alike = [a for a in beside or () if len(a) == len(axis)]
+    alike = alike or [a for a in seen if len(a) == len(axis)]
+    equal = {flow.axes.expand(a).tobytes(): a for a in alike}
+    if beside is not None and len(equal) == 1:
         (only,) = equal.values()
         flow.axes.unify(axis, only, why)
         return True
@@ -151,6 +160,16 @@ class _Ran:
             ):
                 return path
         return name
+
+    def held(self, around: str) -> list[int]:
+        """Return the parameters and buffers of a module itself that an operation reads."""
+        known = self._program.named()
+        prefix = f"{around}." if around else ""
+        return [
+            known[name]
+            for name in self._reached
+            if name.startswith(prefix) and name and "." not in name.removeprefix(prefix)
+        ]
 
     def handled(self, around: str) -> list[int]:
         """Return the tensors that a module's own code reads, makes or passes between modules."""
