@@ -362,7 +362,13 @@ def test_an_output_that_is_not_finite_hides_no_other() -> None:
     class Both(nn.Sequential):
         def forward(self, x: Tensor) -> Any:
             y = super().forward(x)
-            return {"nan": (y - y) / (y - y), "y": y, "label": "cat", "nothing": None}
+            return {
+                "nan": y * math.nan,
+                "inf": y + math.inf,
+                "y": y,
+                "label": "cat",
+                "nothing": None,
+            }
 
     model = Both(*network()).eval()
     plan = make_plan(secateur.trace(model, image()), {"0": (1, 4)})

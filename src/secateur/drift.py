@@ -11,6 +11,7 @@ a / b.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 
 import torch
@@ -91,14 +92,14 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
     partner = dict(zip(olds, partners, strict=True))
     singles = _singles(before)
     pairs = zip(singles.items(), _singles(after).values(), strict=False)
-    constants = {key: old / new for (key, old), new in pairs if old != new and old and new}
+    constants = {key: old / new for (key, old), new in pairs if old and new and not _same(old, new)}
     found = []
     for index, old in enumerate(before.nodes):
         if old.outs[0] in singles:
             continue
         news = _numbers(partner[index]) if index in partner else {}
         for place, value in _numbers(old).items():
-            if news.get(place, value) == value or not news[place] or not value:
+            if _same(news.get(place, value), value) or not news[place] or not value:
                 continue
             ratio = value / news[place]
             if old.op in _CONSTANTS:
@@ -113,6 +114,11 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
                     raise DriftError(old)
                 found.append((index, constants[ref.key] ** _FACTORS[old.op]))
     return found
+
+
+def _same(one: float, other: float) -> bool:
+    """Tell whether a number did not drift; one that is none (NaN) does not."""
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def _singles(program: Program) -> dict[int, float]:
