@@ -89,8 +89,8 @@ class Plan:
         passes: the passes that were traced.
         notes: what a user should know of the plan.
         shapes: of the network's parameters, saved buffers and whatever else the plan cuts, by name.
-        caches: dictionaries of the modules that a pass fills with tensors, by path; they are empty
-            after a cut.
+        caches: attributes of the modules that a pass fills with tensors, by path, and what they are
+            after a cut: "empty" (dictionaries and lists), "None" or "absent".
         digest: of all that hangs together, from ``removed`` to ``shapes``, so that a plan which
             was edited is told; see :func:`sealed`. "" while a plan is being made.
     """
@@ -109,7 +109,7 @@ class Plan:
     passes: tuple[TracedPass, ...] = ()
     notes: tuple[str, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    caches: tuple[str, ...] = ()
+    caches: dict[str, str] = field(default_factory=dict)
     digest: str = ""
 
     def to_json(self) -> str:
@@ -161,7 +161,6 @@ class Plan:
             )
             data["lengths"] = tuple((g, v, dim) for g, v, dim in data["lengths"])
             data["notes"] = tuple(data.get("notes", ()))
-            data["caches"] = tuple(data.get("caches", ()))
             data["shapes"] = {name: tuple(shape) for name, shape in data["shapes"].items()}
             data["dense"], data["pruned"] = Cost(**data["dense"]), Cost(**data["pruned"])
             if not data["digest"]:
@@ -199,7 +198,7 @@ def digest_of(plan: Plan) -> str:
     for scale in plan.scales:
         add((scale.name, scale.dim, scale.factor))
         add_positions(scale.positions)
-    for part in (plan.attributes, plan.shapes):
+    for part in (plan.attributes, plan.caches, plan.shapes):
         add(sorted(part.items()))
     add((sorted(plan.consumers), plan.lengths))
     return digest.hexdigest()

@@ -105,6 +105,6 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
             TracedPass(one.example, one.method, one.training, path) for one, path in graph.passes
         ),
         notes=graph.notes,
-        caches=graph.program.caches,
+        caches=graph.caches,
         shapes=shapes_of(graph.model, {name for name, dims in cuts.items() if dims}),
     )

@@ -17,6 +17,7 @@ from secateur.graph import Graph
 from secateur.graph.attributes import named_field, owner_of, set_held
 from secateur.graph.construction import Home, SizeAttribute, parts_of, sized_by
 from secateur.graph.copies import cloned, copy_model, integer_attributes, meta_like, named_tensors
+from secateur.graph.module_caches import empty_caches
 from secateur.graph.program import Program
 from secateur.graph.tracing import record
 from secateur.plan import Plan
@@ -142,6 +143,7 @@ def _runs_alike(graph: Graph, changed: list[SizeAttribute]) -> bool:
     """Tell whether the dense network runs the same with other values in these attributes."""
     real = graph.program.way == "real"
     twin = copy_model(graph.model, lambda _, t: cloned(t) if real else meta_like(t))
+    empty_caches(twin, graph.caches)
     set_held(twin, {found.path: 2 * found.value for found in changed})
     try:
         program = record(twin, graph.example_inputs)

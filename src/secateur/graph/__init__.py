@@ -22,17 +22,21 @@ from secateur.graph import (
     rules_views,
     rules_windows,
 )
+from secateur.graph.cache_search import find_caches
 from secateur.graph.construction import SizeAttribute
+from secateur.graph.copies import copy_model
 from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Analysis, Group, Layout, Pinned, Removed, Slot, analyse
 from secateur.graph.mend import Mended, mend
+from secateur.graph.module_caches import empty_caches
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.passes import FORWARD, Pass
 from secateur.graph.paths import record_paths
 from secateur.graph.program import Program
 from secateur.graph.reach import ENOUGH, reach
 from secateur.graph.rules_layers import has_grouped_convolutions
+from secateur.graph.tracing import check_inputs
 from secateur.graph.unreached import hold_unreached
 
 __all__ = ["Cost", "Graph", "Group", "Mended", "Pinned", "Slot", "trace"]
@@ -62,6 +66,8 @@ class Graph:
         layout: the arrays that plans are computed from.
         program: the operations of the example input's pass in eval mode.
         example_inputs: what the network was traced with.
+        caches: attributes that keep what the network computes again without them, and what they
+            are before their first use: "empty", "None" or "absent".
         size_attributes: attributes that say a size and that the pass does not read, once found.
         passes: every pass that was traced, with the number of the distinct one that it equals.
     """
@@ -74,6 +80,7 @@ class Graph:
     program: Program = field(repr=False)
     example_inputs: Any = field(repr=False)
     passes: tuple[tuple[Pass, int], ...] = field(repr=False)
+    caches: dict[str, str] = field(default_factory=dict, repr=False)
     size_attributes: list[tuple[SizeAttribute, ...]] = field(
         default_factory=list, repr=False, compare=False
     )
@@ -169,8 +176,14 @@ def trace(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()) -> Gr
         TraceError: the model fails on an example.
     """
     with _uncollected():
-        paths = record_paths(model, example_inputs, also)
-        found = _analysed(model, paths.joined())
+        check_inputs(model, example_inputs)
+        caches = find_caches(model, example_inputs)
+        bare = model
+        if caches:
+            bare = copy_model(model, lambda _, tensor: tensor)
+            empty_caches(bare, caches)
+        paths = record_paths(bare, example_inputs, also)
+        found = _analysed(bare, paths.joined())
     return Graph(
         model,
         found.groups,
@@ -180,4 +193,5 @@ def trace(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()) -> Gr
         paths.programs[0],
         example_inputs,
         paths.passes,
+        caches | paths.programs[0].caches,
     )

@@ -1,4 +1,4 @@
-"""Dictionaries in which modules keep tensors that they computed, from one pass to the next.
+"""Attributes in which modules keep tensors that they computed, from one pass to the next.
 
 LeViT keeps its attention biases by resolution or device. What such a cache holds after a pass is
 made from parameters, so a trace must see it made, and a cut network must make it anew. No mark
@@ -9,12 +9,17 @@ does not fill it again, the next one finds it as it was.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from secateur.graph.attributes import owner_of
 from secateur.graph.program import tensor_leaves
+from secateur.graph.sizes import Sized
+
+Caches = Mapping[str, str]
+"""What an attribute is before its first use, by path: "empty", "None" or "absent"."""
 
 
 class NotCachesError(Exception):
@@ -80,8 +85,16 @@ class _Emptied(dict[Any, Any]):
         return super().__len__()
 
     def _look_for(self, key: Any) -> None:
-        if key in self._entries and not super().__contains__(key):
+        # A comparison of a traced size with a number would fix that size.
+        if plain(key) in self._entries and not super().__contains__(key):
             self._missed.add(key)
+
+
+def plain(key: Any) -> Any:
+    """Return a key with plain integers in place of traced sizes."""
+    if isinstance(key, tuple):
+        return tuple(plain(part) for part in key)
+    return int.__index__(key) if type(key) is Sized else key
 
 
 class ModuleCaches:
@@ -121,14 +134,14 @@ class ModuleCaches:
         if tables:
             raise NotCachesError(tables)
 
-    def filled(self) -> tuple[str, ...]:
+    def filled(self) -> dict[str, str]:
         """Return the paths of the dictionaries that hold tensors after the pass."""
         held = {path: vars(module).get(key) for path, (module, key) in self._homes.items()}
-        return tuple(
-            path
+        return {
+            path: "empty"
             for path, value in held.items()
             if isinstance(value, dict) and tensor_leaves(list(dict.values(value)))
-        )
+        }
 
 
 _MACHINERY = frozenset(vars(nn.Module()))
@@ -140,10 +153,43 @@ def _is_result(value: Any, registered: Collection[int]) -> bool:
     return all(isinstance(part, Tensor) and id(part) not in registered for part in parts)
 
 
-def empty_caches(model: nn.Module, paths: Collection[str]) -> None:
-    """Take out of the dictionaries at ``paths`` what a past pass left there."""
-    for path in paths:
-        home, _, key = path.rpartition(".")
-        held = getattr(model.get_submodule(home), key, None)
-        if isinstance(held, dict):
-            held.clear()
+def empty_caches(model: nn.Module, caches: Caches) -> None:
+    """Put attributes back to what they are before their first use."""
+    modules = dict(model.named_modules())
+    for path, unused in caches.items():
+        home, key = owner_of(modules, path)
+        held: dict[str, Any] = modules[home].__dict__
+        if unused == "absent":
+            held.pop(key, None)
+        elif unused == "None":
+            held[key] = None
+        elif isinstance(held.get(key), (dict, list)):
+            held[key].clear()
+
+
+def keeping(model: nn.Module) -> dict[str, Any]:
+    """Return the lists and tensors in attributes that are no parameters and buffers, by path."""
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.")
+        for key, value in vars(module).items()
+        if key not in _MACHINERY
+        and isinstance(value, (Tensor, list))
+        and any(id(tensor) not in own for tensor in tensor_leaves(value))
+    }
+
+
+def filled(model: nn.Module, twin: nn.Module) -> dict[str, str]:
+    """Return lists and attributes that hold tensors in ``twin``, which ran, alone."""
+    modules, found = dict(model.named_modules()), {}
+    for path in sorted(keeping(twin).keys() - keeping(model).keys()):
+        home, key = owner_of(modules, path)
+        value = vars(modules[home]).get(key, _ABSENT)
+        if value is _ABSENT or value is None or value == []:
+            found[path] = "empty" if value == [] else "None" if value is None else "absent"
+    return found
+
+
+_ABSENT = object()

@@ -95,7 +95,7 @@ def record_paths(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()
             programs.append(program)
             notes.update(dict.fromkeys(program.notes))
         passes.append((one, path))
-    programs[0].caches = tuple(dict.fromkeys(cache for p in programs for cache in p.caches))
+    programs[0].caches = {path: unused for p in programs for path, unused in p.caches.items()}
     return Paths(tuple(programs), tuple(passes), tuple(notes))
 
 

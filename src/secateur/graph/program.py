@@ -129,7 +129,7 @@ class Program:
     read: list[tuple[int, str]] = field(default_factory=list)
     strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    caches: tuple[str, ...] = ()
+    caches: dict[str, str] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     batch: int = 1

@@ -34,7 +34,7 @@ from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.leftovers import forget
 from secateur.graph.meta_kernels import plain_result
 from secateur.graph.meta_results import MetaResults
-from secateur.graph.module_caches import ModuleCaches, NotCachesError
+from secateur.graph.module_caches import ModuleCaches, NotCachesError, filled
 from secateur.graph.modules import Turns
 from secateur.graph.normal_mode import in_normal_mode, normal_mode
 from secateur.graph.passes import FORWARD, pass_mode, set_mode
@@ -243,7 +243,7 @@ def _record(
         finally:
             made += recorder.made()
     caches.check()
-    recorder.program.caches = caches.filled()
+    recorder.program.caches = {**caches.filled(), **filled(model, twin)}
     return recorder.finish(outputs)
 
 
