@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.errors import PlanError
+from secateur.graph.groups import Rule
+from secateur.graph.mend import mend
 from secateur.planning import make_plan
 
 
@@ -200,3 +203,15 @@ def test_nothing_removed_changes_nothing() -> None:
         _, _, graph = traced(name)
         mended: Any = graph.mend({})
         assert (mended.removed, mended.given_back, mended.attributes) == ({}, {}, {})
+
+
+def test_an_equation_that_never_held_ends_with_everything_back() -> None:
+    """It comes from a mistaken rule: giving back cannot settle it, and must not go on for ever."""
+    graph = secateur.trace(Halves().eval(), torch.randn(2, 3))
+    name = graph.groups[0].name
+    axis = graph.layout.parameters["a.weight"][0]
+    never = Rule(len(graph.layout.axes[axis]) + 1, axis, "nowhere")
+    layout = dataclasses.replace(graph.layout, rules=(*graph.layout.rules, never))
+    mended = mend(layout, graph.groups, {name: (0, 1)})
+    assert mended.removed == {}
+    assert mended.given_back == {name: 2}
