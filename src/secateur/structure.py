@@ -8,6 +8,7 @@ factory made it.
 from __future__ import annotations
 
 import graphlib
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from secateur.class_patches import replaced_method
 from secateur.errors import CheckpointError
 from secateur.graph.copies import named_tensors
 from secateur.tensor_records import TensorReader, TensorWriter
-from secateur.trust import Trust, finalises, name_of
+from secateur.trust import Trust, finalises, name_of, static_attribute
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 _COMPILED = "_compiled_call_impl"  # nn.Module.__getstate__ drops it too
@@ -275,7 +276,20 @@ def build(
         for tensor_name in missing:
             parametrize._inject_property(modules[name], tensor_name)
     _check_tree(modules, described)
+    _tell_transformers(modules)
     return modules[""]
+
+
+def _tell_transformers(modules: Mapping[str, nn.Module]) -> None:
+    """Note which outputs models of transformers record, as their constructors do."""
+    library = sys.modules.get("transformers.utils.output_capturing")
+    registry = vars(library).get("_CAN_RECORD_REGISTRY") if library is not None else None
+    if registry is None:
+        return
+    for module in modules.values():
+        outputs = static_attribute(type(module), "_can_record_outputs")
+        if isinstance(outputs, dict):
+            registry[str(type(module)) if type(registry) is dict else module] = outputs
 
 
 def _empty(trust: Trust, name: str) -> nn.Module:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,15 @@ def test_other_seeds_and_sparsities(name: str, seed: int, tmp_path: Path) -> Non
     model = randomise(case.build().double().eval(), seed)
     proof = prove(model, case.inputs, tmp_path / "saved", seed=seed, sparsity=0.2 + 0.2 * seed)
     assert proof.problems == ()
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_saved_network_computes_the_same_in_a_fresh_process(name: str) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "zoo.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--case", name, "--tool", "saved"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["problems"] == []
