@@ -22,6 +22,7 @@ from secateur.cli_shared import (
     check_resume,
     command,
     examples,
+    file_or_model,
     given,
     guarded,
     pairs,
@@ -51,7 +52,11 @@ EPILOG = examples(
 
 def prune(
     run: Annotated[
-        Path | None, typer.Argument(help="A YAML file with the settings below; flags override it.")
+        str | None,
+        typer.Argument(
+            metavar="[FILE | MODEL]",
+            help="A YAML file with the settings below, which flags override; or the model.",
+        ),
     ] = None,
     model: Model = None,
     arguments: Arguments = None,
@@ -198,57 +203,58 @@ def prune(
     --sparse select needs none of them, as what its training drives to zero goes. The run folder
     then holds config.yaml, result.json, plan.json, model.safetensors, model.json and report.html.
     """
-    flags = given(
-        model=model,
-        weights=weights,
-        data=given(
-            source=data,
-            test_source=test_data,
-            image_size=image_size,
-            batch_size=batch_size,
-            limit=limit,
-            skip_unreadable=skip_unreadable or None,
-        ),
-        criterion=criterion,
-        aggregation=aggregation,
-        target=given(sparsity=sparsity, params=params, macs=macs, latency=latency),
-        timing=given(batch=latency_batch),
-        scope=scope,
-        curves=curves,
-        normalisation=normalisation,
-        protect=protect,
-        max_sparsity=max_sparsity,
-        round_to=round_to,
-        granularity=granularity,
-        pattern=pattern,
-        recover=recover,
-        sparse=given(
-            method=sparse,
-            strength=strength,
-            blocks=block_strength,
-            train=given(epochs=sparse_epochs),
-        ),
-        trackers=tracker,
-        finetune=given(epochs=epochs, lr=lr, optimizer=optimizer),
-        output=output,
-        seed=seed,
-        threads=threads,
-    )
     with guarded(debug) as going:
         from secateur.study import RunConfig, prune_run
         from secateur.study.reading import merge, parse, read_mapping
         from secateur.study.store import with_output
 
+        file, model = file_or_model(run, model)
+        flags = given(
+            model=model,
+            weights=weights,
+            data=given(
+                source=data,
+                test_source=test_data,
+                image_size=image_size,
+                batch_size=batch_size,
+                limit=limit,
+                skip_unreadable=skip_unreadable or None,
+            ),
+            criterion=criterion,
+            aggregation=aggregation,
+            target=given(sparsity=sparsity, params=params, macs=macs, latency=latency),
+            timing=given(batch=latency_batch),
+            scope=scope,
+            curves=curves,
+            normalisation=normalisation,
+            protect=protect,
+            max_sparsity=max_sparsity,
+            round_to=round_to,
+            granularity=granularity,
+            pattern=pattern,
+            recover=recover,
+            sparse=given(
+                method=sparse,
+                strength=strength,
+                blocks=block_strength,
+                train=given(epochs=sparse_epochs),
+            ),
+            trackers=tracker,
+            finetune=given(epochs=epochs, lr=lr, optimizer=optimizer),
+            output=output,
+            seed=seed,
+            threads=threads,
+        )
         if arguments:
             flags["arguments"] = pairs(arguments)
         if options:
             flags["options"] = pairs(options, "option")
         if group_limits:
             flags["limits"] = pairs(group_limits, "group-limit", str)
-        raw = merge(read_mapping(run) if run else {}, flags)
+        raw = merge(read_mapping(file) if file else {}, flags)
         raw = scheduled(without_old_target(raw, flags), schedule, rounds, frequency)
         check_resume(resume, raw.get("output"))
-        config = with_output(parse(RunConfig, raw, str(run or "")), "prune")
+        config = with_output(parse(RunConfig, raw, str(file or "")), "prune")
         going.append(_again(config))
         with bars() as progress:
             result = prune_run(config, resume=resume, progress=progress, command=command())

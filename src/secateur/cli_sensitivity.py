@@ -22,6 +22,7 @@ from secateur.cli_shared import (
     check_resume,
     command,
     examples,
+    file_or_model,
     given,
     guarded,
     pairs,
@@ -39,7 +40,11 @@ EPILOG = examples(
 
 def sensitivity(
     run: Annotated[
-        Path | None, typer.Argument(help="A YAML file; docs/sensitivity.md has its keys.")
+        str | None,
+        typer.Argument(
+            metavar="[FILE | MODEL]",
+            help="A YAML file with the settings below, which flags override; or the model.",
+        ),
     ] = None,
     model: Model = None,
     arguments: Arguments = None,
@@ -72,27 +77,28 @@ def sensitivity(
     Leaves a heat map (report.html) and tables. With --sparsity, --macs or --params the target is
     divided over the groups by what was measured, and the plan and the network are kept, too.
     """
-    flags = given(
-        model=model,
-        weights=weights,
-        data=given(source=data, image_size=image_size, limit=limit),
-        criterion=criterion,
-        target=given(sparsity=sparsity, macs=macs, params=params),
-        output=output,
-        seed=seed,
-        threads=threads,
-    )
     with guarded(debug) as going:
         from secateur.report.sensitivity_page import summary
         from secateur.sensitivity import SensitivityConfig, sensitivity_run
         from secateur.study.reading import merge, parse, read_mapping
         from secateur.study.store import with_output
 
+        file, model = file_or_model(run, model)
+        flags = given(
+            model=model,
+            weights=weights,
+            data=given(source=data, image_size=image_size, limit=limit),
+            criterion=criterion,
+            target=given(sparsity=sparsity, macs=macs, params=params),
+            output=output,
+            seed=seed,
+            threads=threads,
+        )
         if arguments:
             flags["arguments"] = pairs(arguments)
-        raw = merge(read_mapping(run) if run else {}, flags)
+        raw = merge(read_mapping(file) if file else {}, flags)
         check_resume(resume, raw.get("output"))
-        config = with_output(parse(SensitivityConfig, raw, str(run or "")), "sensitivity")
+        config = with_output(parse(SensitivityConfig, raw, str(file or "")), "sensitivity")
         again = str(Path(config.output or "") / "config.yaml")
         going.append(lambda: stopped(config.output, ["secateur", "sensitivity", again, "--resume"]))
         with bars() as progress:

@@ -13,7 +13,12 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from secateur.errors import InputError, SecateurError
+from secateur.errors import (
+    InputError,
+    SecateurError,
+    is_out_of_memory,
+    told_out_of_memory,
+)
 
 BAD_INPUT = 2
 STOPPED = 130
@@ -45,7 +50,10 @@ Arguments = Annotated[
     list[str] | None,
     typer.Option("--arg", "-a", metavar="NAME=VALUE", help="Argument of the callable; repeatable."),
 ]
-Weights = Annotated[str | None, typer.Option("--weights", "-w", help="A safetensors file.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", "-w", help="A safetensors file, or a .pth with a state dict."),
+]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="package.module:callable or file.py:callable.")
 ]
@@ -64,7 +72,13 @@ def guarded(debug: bool) -> Iterator[list[Callable[[], str]]]:
     except (SecateurError, OSError) as error:
         if debug:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        memory = is_out_of_memory(error)
+        typer.echo(f"error: {told_out_of_memory(error) if memory else error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        typer.echo(f"error: {told_out_of_memory(error)}", err=True)
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         typer.echo(going[-1]() if going else "stopped", err=True)
@@ -82,6 +96,25 @@ def check_resume(resume: bool, output: Any) -> None:
     """Refuse to resume without a folder."""
     if resume and output is None:
         raise InputError("resume needs the run folder: give --output")
+
+
+def file_or_model(argument: str | None, model: str | None) -> tuple[Path | None, str | None]:
+    """Tell a file of settings from a model, which may both stand before the options.
+
+    Returns:
+        The file, if one was given, and the model, if one was given in either way.
+
+    Raises:
+        InputError: the model is given twice.
+    """
+    if argument is None:
+        return None, model
+    is_file = argument.endswith((".yaml", ".yml")) or Path(argument).exists()
+    if is_file or ":" not in argument:
+        return Path(argument), model
+    if model is not None:
+        raise InputError(f"model must be given once, but got {argument!r} and {model!r}")
+    return None, argument
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -36,6 +37,38 @@ class CheckpointError(SecateurError):
 
 class StorageError(SecateurError, OSError):
     """A file cannot be written or read (a full disk, no permission); the message names it."""
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a memory",
+    "could not create a primitive",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether the system, PyTorch or a library of its (oneDNN, CUDA) wanted for memory."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    known = isinstance(error, RuntimeError | ImportError | OSError)
+    return known and any(words in text for words in _NO_MEMORY)
+
+
+def told_out_of_memory(error: BaseException) -> str:
+    """Say on one line that memory was missing, and what helps."""
+    text = " ".join(str(error).split()).partition(" (Triggered")[0][:200]
+    more = f" ({text})" if text else ""
+    return (
+        f"there is too little memory{more}: use smaller batches or images, fewer workers, or a "
+        "machine with more"
+    )
 
 
 def unknown_name(what: str, name: str, choices: Iterable[str]) -> InputError:

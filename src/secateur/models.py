@@ -15,13 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import InputError, unknown_name
 from secateur.huggingface import PREFIX, load_hub_model
+from secateur.weight_files import read_weights, without_prefix
 
 NAMED_MISFITS = 3
 
@@ -112,24 +111,21 @@ def _called(what: str, reference: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the safetensors file at ``path`` into ``model``.
+    """Copy the weights of a file into ``model``.
 
     A batch-norm counter (``num_batches_tracked``) that the file lacks stays as it is, and so does
     a tensor that shares its memory with one that the file has (tied weights).
 
+    Args:
+        model: changed in place.
+        path: a safetensors file, or what ``torch.save`` wrote of a state dict or of a checkpoint
+            that holds one; a prefix that all names share ("module.", "_orig_mod.") is left out.
+
     Raises:
-        InputError: the file is missing or damaged, or names or shapes do not fit; the message
-            names the first few. The model is then unchanged.
+        InputError: the file is missing, damaged or must be converted (says how), or names or
+            shapes do not fit; the message names the first few. The model is then unchanged.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"weights: the file {str(path)!r} does not exist")
-    try:
-        found = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"weights {str(path)!r} is not a safetensors file: {_told(error)}"
-        ) from error
+    found = without_prefix(read_weights(path), model.state_dict())
     misfits = _misfits(model.state_dict(), found)
     if misfits:
         shown = "; ".join(misfits[:NAMED_MISFITS])

@@ -256,7 +256,9 @@ def damage(
         elif status == 0 and not line:
             found = outcome(attempt.run)
             # What this command does not read may stay damaged, if whoever reads it is told.
-            others = [n for n in differing(undisturbed(kind)[0], found) if n != path.name]
+            # `report` writes tables that `tune` does not.
+            calm = undisturbed(kind)[0]
+            others = [n for n in differing(calm, found) if n != path.name and n in calm]
             wrong += [f"{line}: in silence: {name}" for name in others]
             if path.name in RECORDS and path.name in differing(undisturbed(kind)[0], found):
                 wrong.append(f"{line}: in silence: {path.name}")

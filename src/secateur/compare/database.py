@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,13 +16,19 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from secateur.comparison import Trial
 from secateur.errors import CheckpointError
-from secateur.files import atomic_file
+from secateur.files import atomic_file, with_checksum, without_checksum
 from secateur.optuna_logging import quiet_optuna
 from secateur.results import build_record
+from secateur.study.databases import (
+    check_file,
+    close_storage,
+    database_errors,
+    open_storage,
+    readable,
+)
 
 NAME = "compare"
 FORMAT = 1
@@ -33,6 +38,7 @@ PARAMETERS = (
 )  # fmt: skip
 
 RECORD = "record"
+CURE = "move it away to measure all trials again (scores are kept), or choose another --output"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +60,13 @@ def open_database(path: Path, trials: Sequence[Trial]) -> Database:
     """
     if not path.is_file():
         _create(path, len(trials))
-    _check_file(path)
+    check_file(path, CURE)
     try:
-        study = optuna.load_study(study_name=NAME, storage=_storage(path))
-    except (SQLAlchemyError, RuntimeError, KeyError) as error:
+        with database_errors(path, CURE), readable(path, CURE):
+            study = optuna.load_study(study_name=NAME, storage=open_storage(path))
+            _check_study(path, study, len(trials))
+    except RuntimeError as error:
         raise _unusable(path, f"cannot be read by Optuna {optuna.__version__}: {error}") from error
-    _check_study(path, study, len(trials))
     choices: dict[str, BaseDistribution] = {
         name: CategoricalDistribution(list(dict.fromkeys(getattr(one, name) for one in trials)))
         for name in PARAMETERS
@@ -82,22 +89,26 @@ def add(database: Database, trial: Trial) -> None:
         distributions=database.choices,
         user_attrs={
             "number": trial.number,
-            RECORD: json.dumps(dataclasses.asdict(trial)),
+            RECORD: json.dumps(with_checksum(dataclasses.asdict(trial))),
             **({"error": trial.error} if trial.error else {}),
         },
     )
     now = datetime.now()
     done.datetime_start, done.datetime_complete = now - timedelta(seconds=trial.seconds), now
-    database.study.add_trial(done)
+    with database_errors(database.path, CURE):
+        database.study.add_trial(done)
 
 
 def recorded(database: Database) -> dict[int, Trial]:
     """Return the trials that are done, by number; of several, the last."""
     found: dict[int, Trial] = {}
-    for one in database.study.get_trials(deepcopy=False):
+    with database_errors(database.path, CURE), readable(database.path, CURE):
+        every = database.study.get_trials(deepcopy=False)
+    for one in every:
         try:
-            trial = build_record(Trial, json.loads(one.user_attrs[RECORD]))
-        except (KeyError, TypeError, ValueError) as error:
+            content = without_checksum(json.loads(one.user_attrs[RECORD]), "the record")
+            trial = build_record(Trial, content)
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
             raise _unusable(
                 database.path, f"holds a trial ({one.number}) without a whole record"
             ) from error
@@ -106,39 +117,18 @@ def recorded(database: Database) -> dict[int, Trial]:
 
 
 def _create(path: Path, size: int) -> None:
-    with atomic_file(path) as written:
+    with atomic_file(path) as written, database_errors(path, CURE):
         study = optuna.create_study(
-            study_name=NAME, storage=_storage(written), directions=["maximize", "minimize"]
+            study_name=NAME, storage=open_storage(written), directions=["maximize", "minimize"]
         )
         study.set_user_attr("format", FORMAT)
         study.set_user_attr("size", size)
         _dispose(study)
 
 
-def _storage(path: Path) -> optuna.storages.RDBStorage:
-    # An absolute path has four slashes; as_posix keeps Windows' drives readable.
-    return optuna.storages.RDBStorage(f"sqlite:///{path.absolute().as_posix()}")
-
-
 def _dispose(study: optuna.Study) -> None:
     storage: Any = study._storage
-    backend = getattr(storage, "_backend", storage)
-    storage.remove_session()
-    backend.engine.dispose()
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what SQLite finds damaged."""
-    try:
-        connection = sqlite3.connect(path)
-        try:
-            found = connection.execute("PRAGMA quick_check").fetchone()[0]
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        raise _unusable(path, f"is damaged ({error})") from error
-    if found != "ok":
-        raise _unusable(path, f"is damaged ({found})")
+    close_storage(getattr(storage, "_backend", storage))
 
 
 def _check_study(path: Path, study: optuna.Study, size: int) -> None:
@@ -152,7 +142,4 @@ def _check_study(path: Path, study: optuna.Study, size: int) -> None:
 
 
 def _unusable(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} {why}; move it away to measure all trials again (scores are kept), "
-        "or choose another --output"
-    )
+    return CheckpointError(f"{path} {why}; {CURE}")

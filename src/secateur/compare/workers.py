@@ -26,7 +26,7 @@ from secateur.compare.config import CompareConfig
 from secateur.compare.making import run_trial
 from secateur.compare.trials import Spec, grid
 from secateur.comparison import Trial
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, StorageError, is_out_of_memory, told_out_of_memory
 from secateur.study.stages import threads_set
 
 WATCH = 1.0
@@ -40,10 +40,17 @@ def one_by_one(bench: Bench, specs: Sequence[Spec]) -> Iterator[Trial]:
 
 
 def tried(bench: Bench, spec: Spec) -> Trial:
-    """Run a trial; whatever goes wrong becomes its error."""
+    """Run a trial; whatever goes wrong becomes its error.
+
+    Raises:
+        StorageError: a file cannot be written (a full disk, say); the study ends.
+    """
     started = time.perf_counter()
     try:
         return run_trial(bench, spec)
+    except StorageError:
+        # Not the trial's: all that follow would fail, too, and a resume does it again.
+        raise
     except Exception as error:  # noqa: BLE001 (the other trials go on; the record says what it was)
         return _failed(spec.trial, _said(error), time.perf_counter() - started)
 
@@ -111,6 +118,8 @@ def _answer(worker: _Worker) -> Trial:
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         seconds = time.perf_counter() - worker.started
         return _failed(worker.spec.trial, f"the worker process died ({how})", seconds)
+    if isinstance(answer, StorageError):
+        raise answer
     if isinstance(answer, str):
         raise SecateurError(f"a worker cannot start: {answer}")
     found: Trial = answer
@@ -133,7 +142,11 @@ def _work(config: CompareConfig, stage: Path, link: Connection, study: int) -> N
             return
         specs = grid(config)
         while True:
-            link.send(tried(bench, specs[link.recv()]))
+            number = link.recv()
+            try:
+                link.send(tried(bench, specs[number]))
+            except StorageError as error:
+                link.send(StorageError(str(error)))
 
 
 def _leave_with(study: int) -> None:
@@ -149,6 +162,8 @@ def _failed(trial: Trial, error: str, seconds: float) -> Trial:
 
 def _said(error: Exception) -> str:
     """One line for what users can mend; the place in the code for what they cannot."""
+    if is_out_of_memory(error):
+        return told_out_of_memory(error)
     text = " ".join(str(error).split())
     if isinstance(error, SecateurError):
         return text

@@ -8,6 +8,7 @@ there are never more than asked for.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import time
@@ -18,16 +19,23 @@ from pathlib import Path
 import optuna
 from filelock import FileLock
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
-from optuna.storages import RDBStorage
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
-from secateur.errors import SecateurError
+from secateur.errors import CheckpointError, SecateurError
+from secateur.files import with_checksum, without_checksum
 from secateur.optuna_logging import quiet_optuna
 from secateur.progress import counted, line_teller, say
 from secateur.results import Quality, build_record
 from secateur.study import store
+from secateur.study.databases import (
+    check_file,
+    close_storage,
+    database_errors,
+    open_storage,
+    readable,
+)
 from secateur.tuning.attempts import CURVE, Attempt, Bench, Stopped, attempt, clear
 from secateur.tuning.config import SearchSettings
 from secateur.tuning.encoding import grid
@@ -40,6 +48,10 @@ from secateur.tuning_results import Tried
 STUDY = "study.db"
 NAME = "tune"
 TRIED = "tried"
+ASKED = "asked"
+RUNG = "completed_rung_"
+"""Before the number of a rung, in what Optuna's successive halving notes of a trial."""
+CURE = "move it away to try all settings again, or choose another --output"
 
 
 @dataclass(frozen=True)
@@ -66,27 +78,29 @@ def opened(
     folder: Path, settings: SearchSettings, space: Space, seed: int, before: Quality
 ) -> Iterator[Hunt]:
     """Open the study of a run folder, made where there is none; close it afterwards."""
-    with quiet_optuna():
-        storage = RDBStorage(
-            f"sqlite:///{(folder / STUDY).as_posix()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-        )
-        halving = settings.early_stopping
-        try:
+    path = folder / STUDY
+    halving = settings.early_stopping
+    pruner = (
+        SuccessiveHalvingPruner(min_resource=halving.first, reduction_factor=halving.factor)
+        if halving
+        else NopPruner()
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_optuna())
+        stack.enter_context(database_errors(path, CURE))
+        check_file(path, CURE)
+        with readable(path, CURE):
+            storage = open_storage(path)
+            stack.callback(close_storage, storage)
             study = optuna.create_study(
                 study_name=NAME,
                 storage=storage,
                 direction=settings.objective.direction,
                 load_if_exists=True,
-                pruner=SuccessiveHalvingPruner(
-                    min_resource=halving.first, reduction_factor=halving.factor
-                )
-                if halving
-                else NopPruner(),
+                pruner=pruner,
             )
-            yield Hunt(folder, study, space, settings.objective, settings, seed, before)
-        finally:
-            storage.engine.dispose()
+            study.get_trials(deepcopy=False)
+        yield Hunt(folder, study, space, settings.objective, settings, seed, before)
 
 
 def search(hunt: Hunt, bench: Bench, proxy: nn.Module) -> tuple[Tried, ...]:
@@ -115,12 +129,39 @@ def search(hunt: Hunt, bench: Bench, proxy: nn.Module) -> tuple[Tried, ...]:
 
 
 def finished(study: Study) -> tuple[Tried, ...]:
-    """Return the finished trials of a study, in order."""
+    """Return the finished trials of a study, in order.
+
+    Raises:
+        CheckpointError: a trial has no whole record, or the database says something else.
+    """
     return tuple(
-        build_record(Tried, json.loads(one.user_attrs[TRIED]))
+        _tried(one)
         for one in study.get_trials(deepcopy=False)
         if one.state in (TrialState.COMPLETE, TrialState.PRUNED)
     )
+
+
+def _tried(one: FrozenTrial) -> Tried:
+    what = f"trial {one.number} of {STUDY}"
+    try:
+        found = build_record(
+            Tried, without_checksum(json.loads(one.user_attrs[TRIED]), f"the record of {what}")
+        )
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{what} is damaged ({error}); {CURE}") from error
+    # What samplers and early stopping read, held against the record, which has a checksum.
+    same = (
+        found.number == one.number
+        and all(found.values.get(name, value) == value for name, value in one.params.items())
+        and all(
+            epoch <= len(found.curve) and found.curve[epoch - 1] == value
+            for epoch, value in one.intermediate_values.items()
+        )
+        and (one.state != TrialState.COMPLETE or one.value == found.value)
+    )
+    if not same:
+        raise CheckpointError(f"{what} is damaged (it is not as recorded); {CURE}")
+    return found
 
 
 def check_trained(tried: tuple[Tried, ...], objective: Objective, before: Quality) -> None:
@@ -178,10 +219,24 @@ def _next(hunt: Hunt) -> tuple[Trial, Values, FileLock] | None:
 def _prepared(hunt: Hunt, trial: Trial, lock: FileLock) -> tuple[Trial, Values, FileLock]:
     try:
         _set_sampler(hunt, trial.number)
-        return trial, suggest(trial, hunt.space), lock
+        values = suggest(trial, hunt.space)
+        _check_asked(hunt, trial, values)
+        return trial, values, lock
     except BaseException:
         lock.release()
         raise
+
+
+def _check_asked(hunt: Hunt, trial: Trial, values: Values) -> None:
+    """Keep what a trial tries; refuse one that a stopped worker began with something else."""
+    known = trial.user_attrs.get(ASKED)
+    if known is None:
+        trial.set_user_attr(ASKED, dict(values))
+    elif known != dict(values):
+        raise CheckpointError(
+            f"{hunt.folder / STUDY} is damaged (trial {trial.number} began with {known}, but is "
+            f"now {dict(values)}); {CURE}"
+        )
 
 
 def _lock(hunt: Hunt, number: int) -> FileLock:
@@ -211,7 +266,7 @@ def _carry_out(hunt: Hunt, bench: Bench, proxy: nn.Module, trial: Trial, values:
             trial.report(hunt.objective.of(hunt.before, now), epoch)
         over = epoch == bench.base.epochs
         newest = epoch >= max(past, default=0)
-        if hunt.settings.early_stopping and newest and not over and trial.should_prune():
+        if newest and not over and _hopeless(hunt, trial, epoch):
             raise Stopped
 
     try:
@@ -222,7 +277,7 @@ def _carry_out(hunt: Hunt, bench: Bench, proxy: nn.Module, trial: Trial, values:
         found = Attempt(curve, (), time.perf_counter() - began)
         state = "stopped"
     tried = judge(hunt, trial.number, values, found, state)
-    trial.set_user_attr(TRIED, json.dumps(dataclasses.asdict(tried)))
+    trial.set_user_attr(TRIED, json.dumps(with_checksum(dataclasses.asdict(tried))))
     if state == "stopped":
         # Without a value of its own it keeps the last one that was reported.
         hunt.study.tell(trial, state=TrialState.PRUNED)
@@ -231,6 +286,23 @@ def _carry_out(hunt: Hunt, bench: Bench, proxy: nn.Module, trial: Trial, values:
     clear(folder)
     shown = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
     say(bench.progress, f"trial {trial.number}: {shown}: {_told(hunt, tried)}")
+
+
+def _hopeless(hunt: Hunt, trial: Trial, epoch: int) -> bool:
+    """Decide by the others whether a trial ends after an epoch, the same however often asked.
+
+    Optuna notes the rung that a trial has reached before it decides, and then does not decide
+    again: a worker that was killed in between would leave a hopeless trial running.
+    """
+    halving = hunt.settings.early_stopping
+    if halving is None:
+        return False
+    now = copy.deepcopy(hunt.study.get_trials(deepcopy=False)[trial.number])
+    for name in list(now.system_attrs):
+        rung = name.removeprefix(RUNG)
+        if rung != name and halving.first * halving.factor ** int(rung) >= epoch:
+            del now.system_attrs[name]
+    return hunt.study.pruner.prune(hunt.study, now)
 
 
 def judge(hunt: Hunt, number: int, values: Values, found: Attempt, state: str) -> Tried:
