@@ -12,8 +12,8 @@ import contextlib
 import functools
 import sys
 import types
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -42,14 +42,20 @@ def separate_hooks(model: nn.Module, memo: dict[int, Any], copy_value: CopyValue
 
 @contextlib.contextmanager
 def shared_variables_put_back(model: nn.Module) -> Iterator[None]:
-    """Put the variables that hooks share with the network's code back as they were."""
+    """Put the variables that the network's code names back as they were.
+
+    Those are of the modules in which its classes stand, and what their methods close over; and
+    what hooks share with it.
+    """
+    methods = _methods_of(model)
+    homes = {id(method.__globals__) for method in methods}
+    functions = {id(f): f for f in _reached(methods, homes)}
     found = [hook for hooks in _tables(model) for hook in hooks.values()]
-    back: list[Callable[[], None]] = []
     if found:
         read = _read_by_code(model)
-        for function in {id(f): f for hook in found for f in _functions_of(hook)}.values():
-            if _meets(function, read):
-                back += _to_put_back(function)
+        mixed = (f for hook in found for f in _functions_of(hook) if _meets(f, read))
+        functions |= {id(f): f for f in mixed}
+    back = _to_put_back(functions.values())
     try:
         yield
     finally:
@@ -161,13 +167,20 @@ def _functions_of(hook: Any) -> list[types.FunctionType]:
     return _reached([hook] if isinstance(hook, types.FunctionType) else [])
 
 
-def _reached(start: Iterable[types.FunctionType]) -> list[types.FunctionType]:
-    """Return functions and all that they name or close over, methods of classes included."""
+def _reached(
+    start: Iterable[types.FunctionType], homes: Collection[int] | None = None
+) -> list[types.FunctionType]:
+    """Return functions and all that they name or close over, methods of classes included.
+
+    With ``homes``, the ids of modules' variables, functions of other modules are left out.
+    """
     found: dict[int, types.FunctionType] = {}
     waiting = list(start)
     while waiting:
         function = waiting.pop()
         if id(function) in found or _is_foreign(function):
+            continue
+        if homes is not None and id(function.__globals__) not in homes:
             continue
         found[id(function)] = function
         named = [function.__globals__.get(name) for name in _names(function.__code__)]
@@ -200,32 +213,45 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[int, str]]:
 
 def _read_by_code(model: nn.Module) -> set[tuple[int, str]]:
     """Return the variables that the code of the network's modules knows."""
+    found = _reached(_methods_of(model))
+    return {variable for function in found for variable in _variables(function)}
+
+
+def _methods_of(model: nn.Module) -> list[types.FunctionType]:
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-    methods = [f for kind in kinds if not _is_foreign(kind) for f in _methods(kind)]
-    return {variable for function in _reached(methods) for variable in _variables(function)}
+    return [f for kind in kinds if not _is_foreign(kind) for f in _methods(kind)]
 
 
 def _meets(function: types.FunctionType, read: set[tuple[int, str]]) -> bool:
     return not read.isdisjoint(_variables(function))
 
 
-def _to_put_back(function: types.FunctionType) -> list[Callable[[], None]]:
-    """Return what puts the variables of a function back, and the contents of containers."""
-    back: list[Callable[[], None]] = []
-    values: list[Any] = []
-    theirs = function.__globals__
-    for name in {name for name in _names(function.__code__) if name in theirs}:
-        values.append(theirs[name])
-        back.append(functools.partial(theirs.__setitem__, name, theirs[name]))
-    for cell in function.__closure__ or ():
-        if _is_filled(cell):
-            values.append(cell.cell_contents)
-            back.append(functools.partial(setattr, cell, "cell_contents", cell.cell_contents))
-    return back + [functools.partial(_fill, value, _contents(value)) for value in values]
+def _to_put_back(functions: Iterable[types.FunctionType]) -> list[Callable[[], None]]:
+    """Return what puts the variables of functions back, and the contents of containers."""
+    back: dict[tuple[int, str], Callable[[], None]] = {}
+    values: dict[int, Any] = {}
+    for function in functions:
+        theirs = function.__globals__
+        for variable in _variables(function):
+            if variable not in back and variable[1]:
+                values[id(theirs[variable[1]])] = theirs[variable[1]]
+                put = functools.partial(theirs.__setitem__, variable[1], theirs[variable[1]])
+                back[variable] = put
+        for cell in function.__closure__ or ():
+            if _is_filled(cell) and (id(cell), "") not in back:
+                values[id(cell.cell_contents)] = cell.cell_contents
+                put = functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
+                back[id(cell), ""] = put
+    fill = [functools.partial(_fill, value, _contents(value)) for value in values.values()]
+    return [*back.values(), *fill]
 
 
 def _contents(value: Any) -> Any:
-    return value.copy() if isinstance(value, dict | list | set | deque) else None
+    return value.copy() if type(value) in _CONTAINERS else None
+
+
+# No classes of the user's: reading one may compute.
+_CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, set, deque)
 
 
 def _fill(value: Any, contents: Any) -> None:

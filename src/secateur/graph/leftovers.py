@@ -3,7 +3,7 @@
 Code may keep what it computes from sizes alone, by ``functools.lru_cache`` or in a dictionary: an
 index of relative positions, say. If its first run is the trace, what it keeps has no values, and
 every later run reads memory that nobody wrote. So whatever is still alive after a trace is looked
-for, and taken out of where it is kept.
+for, and taken out of where it is kept; most of it is put back before (:mod:`secateur.graph.hooks`).
 
 All of it together reads the objects of the process a fixed number of times, however many tensors
 are left: one reading takes a tenth of a second and more.
@@ -116,5 +116,10 @@ def _place(alive: Sequence[Tensor]) -> tuple[str, Tensor]:
                         return f"{getattr(owner, '__name__', type(owner).__name__)}.{name}", tensor
             elif isinstance(holder, list | tuple | set):
                 return f"a {type(holder).__name__}", tensor
+            elif not isinstance(holder, Tensor):
+                held = getattr(holder, "__dict__", {})
+                name = next((key for key, value in held.items() if value is tensor), None)
+                if name:
+                    return f"{type(holder).__name__}.{name}", tensor
     # What only another tensor refers to (the base of a view) has no place of its own.
     return "its own state", alive[0]
