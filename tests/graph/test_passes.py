@@ -362,6 +362,30 @@ def test_also_is_checked() -> None:
         secateur.trace(model, x, [example(4, 5)])
 
 
+class ByValue(nn.Module):
+    """Large inputs meet the units of the first layer in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        if x.max() > 100:
+            h = h.flip(1)
+        return self.head(h)
+
+
+def test_what_values_choose_is_told_and_followed_by_a_further_example() -> None:
+    model, x = made(ByValue()), example(4, 6)
+    large = 1000 * x.abs()
+    (note,) = secateur.trace(model, x).notes
+    assert "chooses by values" in note
+    pruned = secateur.prune(model, x, also=[large], sparsity=0.5)
+    assert pruned.plan.removed
+    agree(pruned.model, masked_by_hand(model, pruned.plan), {"x": x}, {"x": large})
+
+
 class Targets(nn.Module):
     """Train mode needs what the example does not hold, as detection networks do."""
 

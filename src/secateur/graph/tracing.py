@@ -149,7 +149,11 @@ def record(
             continue
         program.way = way
         if way == "real":
-            program.notes.append(f"traced with real tensors, as fakes failed: {reasons[-1]}")
+            program.notes.append(
+                f"traced with real tensors, as fakes failed: {reasons[-1]}; where the code "
+                "chooses by values, only what the examples choose is proved: add others with "
+                "also=[...]"
+            )
         return program
     raise TraceError(f"the model fails on its example input: {reasons[-1]}")
 
