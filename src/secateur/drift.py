@@ -94,8 +94,9 @@ def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
     pairs = zip(singles.items(), _singles(after).values(), strict=False)
     constants = {key: old / new for (key, old), new in pairs if old and new and not _same(old, new)}
     found = []
+    used = before.used()  # what only checks something changes no output
     for index, old in enumerate(before.nodes):
-        if old.outs[0] in singles:
+        if old.outs[0] in singles or not used.intersection(old.outs):
             continue
         news = _numbers(partner[index]) if index in partner else {}
         for place, value in _numbers(old).items():
