@@ -13,55 +13,78 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 
-from secateur.cutting import cut
 from secateur.errors import PlanError
-from secateur.graph import Graph
-from secateur.graph.copies import copy_model, meta_like
 from secateur.graph.flow import refs_of
+from secateur.graph.modules import where_is
 from secateur.graph.program import Node, Program, Ref
-from secateur.graph.tracing import record
 from secateur.plan import Plan, Scale
+from secateur.plan_check import CONSTANTS, FACTORS, SLACK, Retraced, same_number
 from secateur.proportion import Source, Walk, Ways
-
-_FACTORS = {"aten.mul": 1, "aten.mul_": 1, "aten.div": -1, "aten.div_": -1}
-_CONSTANTS = ("aten.full", "aten.scalar_tensor")
-_SUMS = ("aten.add", "aten.sub", "aten.add_", "aten.sub_", "aten.rsub", "aten.pow", "aten.pow_")
 
 
 class DriftError(PlanError):
     """A number drifts that no weight can take."""
 
-    def __init__(self, node: Node) -> None:
-        super().__init__(
-            f"{node.op} in {node.module or 'the model'} uses a number that the code derives "
-            "from a size that the plan changes, and no weight can take the factor"
-        )
+    def __init__(self, index: int, node: Node) -> None:
+        self.node = index
         self.module = node.module
+        self.reason = (
+            f"{where_is(node.op, node.module)} uses a number that the code derives from a size "
+            "that the plan changes, and no weight can take the factor"
+        )
+        super().__init__(self.reason)
 
 
-def keep_numbers(graph: Graph, plan: Plan) -> Plan:
+def keep_numbers(plan: Plan, traced: Sequence[Retraced]) -> Plan:
     """Return ``plan`` with the scales that undo drifting numbers.
 
+    Args:
+        plan: what is removed.
+        traced: for every pass the planned network's trace beside the dense one's, all operations
+            in pairs.
+
     Raises:
-        DriftError: a number drifts where no weight can take its factor.
+        DriftError: a number drifts where no weight can take its factor, or where passes that
+            read one weight ask for different factors.
     """
-    if not graph.program.numbers and not any(_numbers(node) for node in graph.program.nodes):
-        return plan
-    if graph.program.way == "real":
-        twin = cut(graph.model, plan)
-    else:
-        twin = cut(copy_model(graph.model, lambda _, t: meta_like(t)), plan, inplace=True)
-    after = record(twin, graph.example_inputs)
-    scales: dict[tuple[str, int, tuple[int, ...]], float] = {}
-    ways = Ways(graph.program)
-    for index, factor in _drifts(graph.program, after):
-        for key in _merged(_sources(ways, index)):
-            scales[key] = scales.get(key, 1.0) * factor
-    found = tuple(Scale(*key, factor) for key, factor in scales.items())
-    return dataclasses.replace(plan, scales=found)
+    found = [_scales(each) for each in traced]
+    scales = {key: factor for each in found for key, (factor, _, _) in each.items()}
+    for each, one in zip(found, traced, strict=True):
+        read = {one.before.tensors[key].name for node in one.before.nodes for key in _read(node)}
+        for key, factor in scales.items():
+            mine = each.get(key, (1.0, None, None))[0]
+            if key[0] in read and not math.isclose(mine, factor, rel_tol=SLACK):
+                _, index, node = next(other[key] for other in found if key in other)
+                raise DriftError(index, node)
+    return dataclasses.replace(
+        plan, scales=tuple(Scale(*k, factor) for k, factor in scales.items())
+    )
+
+
+def _read(node: Node) -> list[int]:
+    return [ref.key for ref in refs_of(node)]
+
+
+def _scales(
+    traced: Retraced,
+) -> dict[tuple[str, int, tuple[int, ...]], tuple[float, int, Node]]:
+    """Return the factors of a pass's weights, and an operation that each is for."""
+    scales: dict[tuple[str, int, tuple[int, ...]], tuple[float, int, Node]] = {}
+    ways: Ways | None = None
+    for index, factor in _drifts(traced):
+        ways = ways or Ways(traced.before)
+        try:
+            sources = _merged(_sources(ways, index))
+        except DriftError as error:
+            raise DriftError(traced.first + index, ways.program.nodes[index]) from error
+        for key in sources:
+            known = scales.get(key, (1.0,))[0]
+            scales[key] = known * factor, traced.first + index, ways.program.nodes[index]
+    return scales
 
 
 def _merged(sources: list[Source]) -> list[Source]:
@@ -73,8 +96,8 @@ def _merged(sources: list[Source]) -> list[Source]:
 
 
 def _numbers(node: Node) -> dict[int, float]:
-    """Return the plain numbers among a node's arguments that enter its arithmetic."""
-    if node.op not in _FACTORS and node.op not in _CONSTANTS and node.op not in _SUMS:
+    """Return the plain numbers among a node's arguments whose factor a weight can take."""
+    if node.op not in FACTORS and node.op not in CONSTANTS:
         return {}
     return {
         place: float(value)
@@ -83,43 +106,47 @@ def _numbers(node: Node) -> dict[int, float]:
     }
 
 
-def _drifts(before: Program, after: Program) -> list[tuple[int, float]]:
-    """List (node, factor that its other operand must be scaled by)."""
-    olds = [index for index, node in enumerate(before.nodes) if _numbers(node)]
-    partners = [node for node in after.nodes if _numbers(node)]
-    if [before.nodes[index].op for index in olds] != [node.op for node in partners]:
-        return []  # another path: nothing to compare; verification decides
-    partner = dict(zip(olds, partners, strict=True))
-    singles = _singles(before)
-    pairs = zip(singles.items(), _singles(after).values(), strict=False)
-    constants = {key: old / new for (key, old), new in pairs if old and new and not _same(old, new)}
+def _drifts(traced: Retraced) -> list[tuple[int, float]]:
+    """List (number of a dense operation, factor that its other operand must be scaled by)."""
+    before, after = _singles(traced.before), _singles(traced.after)
+    same = dict(zip(traced.before.numbers, traced.after.numbers, strict=False))
+    for old, new in traced.pairs:
+        same.update(zip(old.node.outs, new.node.outs, strict=False))
+    ratios: dict[int, float | None] = {}
+    for key, value in before.items():
+        now = after.get(same.get(key, -1), value)
+        if not same_number(traced.before, value, now):
+            ratios[key] = value / now if value and now else None
     found = []
-    used = before.used()  # what only checks something changes no output
-    for index, old in enumerate(before.nodes):
-        if old.outs[0] in singles or not used.intersection(old.outs):
+    used = traced.before.used()  # what only checks something changes no output
+    for old, new in traced.pairs:
+        node = old.node
+        if node.outs[0] in before or not used.intersection(node.outs):
             continue
-        news = _numbers(partner[index]) if index in partner else {}
-        for place, value in _numbers(old).items():
-            if _same(news.get(place, value), value) or not news[place] or not value:
+        news = _numbers(new.node)
+        for place, value in _numbers(node).items():
+            if same_number(traced.before, value, news.get(place, value)):
                 continue
-            ratio = value / news[place]
-            if old.op in _CONSTANTS:
-                constants[old.outs[0]] = ratio
-            elif old.op in _FACTORS:
-                found.append((index, ratio ** _FACTORS[old.op]))
+            ratio = value / news[place] if value and news[place] else None
+            if node.op in CONSTANTS:
+                ratios[node.outs[0]] = ratio
+            elif ratio is None:
+                raise DriftError(traced.first + old.index, node)
             else:
-                raise DriftError(old)
-        for place, ref in enumerate(old.args):
-            if isinstance(ref, Ref) and ref.key in constants:
-                if old.op not in _FACTORS or ("div" in old.op and place == 0):
-                    raise DriftError(old)
-                found.append((index, constants[ref.key] ** _FACTORS[old.op]))
+                found.append((old.index, ratio ** FACTORS[node.op]))
+        for place, ref in enumerate(refs_of(node)):
+            if ref.key in ratios:
+                ratio = ratios[ref.key]
+                plain = place < len(node.args) and node.args[place] == ref
+                if ratio is None or not plain or not _takes_factor(node, place):
+                    raise DriftError(traced.first + old.index, node)
+                found.append((old.index, ratio ** FACTORS[node.op]))
     return found
 
 
-def _same(one: float, other: float) -> bool:
-    """Tell whether a number did not drift; one that is none (NaN) does not."""
-    return one == other or (math.isnan(one) and math.isnan(other))
+def _takes_factor(node: Node, place: int) -> bool:
+    """Tell whether an operand of a product or the divisor of a quotient is at ``place``."""
+    return node.op in FACTORS and not (FACTORS[node.op] < 0 and place == 0)
 
 
 def _singles(program: Program) -> dict[int, float]:
@@ -131,14 +158,14 @@ def _singles(program: Program) -> dict[int, float]:
     }
     for node in program.nodes:
         refs = refs_of(node)
-        known = all(ref.key in values for ref in refs) if refs else node.op in _CONSTANTS
+        known = all(ref.key in values for ref in refs) if refs else node.op in CONSTANTS
         if known and len(node.outs) == 1 and program.tensors[node.outs[0]].shape == ():
             args = [values[a.key] if isinstance(a, Ref) else a for a in node.args]
             named = {name: v for name, v in node.kwargs.items() if name != "device"}
             if not any(isinstance(value, (Ref, tuple)) for value in named.values()):
                 packet = getattr(torch.ops.aten, node.op.removeprefix("aten."))
                 values[node.outs[0]] = getattr(packet, node.overload)(*args, **named)
-    return {key: float(value) for key, value in values.items() if value.is_floating_point()}
+    return {key: float(value) for key, value in values.items() if not value.is_complex()}
 
 
 def _sources(ways: Ways, index: int) -> list[Source]:
@@ -151,4 +178,4 @@ def _sources(ways: Ways, index: int) -> list[Source]:
             found = walk.back(ref.key, torch.ones(program.shape(ref), dtype=torch.bool), index)
             if found is not None and walk.alone():
                 return found
-    raise DriftError(node)
+    raise DriftError(index, node)

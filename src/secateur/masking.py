@@ -67,11 +67,7 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
     check_fit(model, plan)
     masked: M = model if inplace else clone_model(model)
     empty_caches(masked, plan.caches)
-    weights = dict(every_tensor(masked))
-    with torch.no_grad():
-        for name, dim in plan.consumers:
-            weight = weights[name]
-            weight.index_fill_(dim, _index(plan.cuts[name][dim], weight.device), 0.0)
+    mask_weights(masked, plan)
     if plan.masks:
         running = _Running(masked, plan)
         for method in dict.fromkeys((FORWARD, *(one.method for one in plan.passes))):
@@ -79,6 +75,26 @@ def mask(model: M, plan: Plan, *, inplace: bool = False) -> M:
             holder = operator.attrgetter(owner)(masked) if owner else masked
             setattr(holder, name, _MaskedMethod(running, method, getattr(holder, name)))
     return masked
+
+
+def mask_weights(model: nn.Module, plan: Plan) -> None:
+    """Zero, in place, what the weights of ``model`` read of removed units."""
+    weights = dict(every_tensor(model))
+    with torch.no_grad():
+        for name, dim in plan.consumers:
+            weight = weights[name]
+            weight.index_fill_(dim, _index(plan.cuts[name][dim], weight.device), 0.0)
+
+
+@contextlib.contextmanager
+def mask_operations(
+    model: nn.Module, points: Sequence[MaskPoint], paths: Set[int]
+) -> Iterator[_MaskMode]:
+    """Apply mask points to the operations of a pass of ``model`` that runs inside, on ``paths``."""
+    turns = Turns(model)
+    mode = _MaskMode(points, turns, paths)
+    with plain_operations(), turns.follow(), mode:
+        yield mode
 
 
 @contextlib.contextmanager
@@ -148,9 +164,8 @@ class _MaskedMethod:
         running = self._running
         if running.active:  # another masked method called it
             return self._function(*args, **kwargs)
-        turns = Turns(running.module)
-        mode = _MaskMode(running.points, turns, running.paths(self._method))
-        with running.activate(), plain_operations(), turns.follow(), mode:
+        paths = running.paths(self._method)
+        with running.activate(), mask_operations(running.module, running.points, paths) as mode:
             result = self._function(*args, **kwargs)
         mode.check_met()
         if not any(tensor.requires_grad for tensor in tensor_leaves(result)):

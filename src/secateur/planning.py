@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from secateur.cutting import shapes_of
 from secateur.drift import DriftError, keep_numbers
 from secateur.errors import PlanError
-from secateur.graph import Graph, Mended
+from secateur.graph import Graph, Group, Mended
 from secateur.graph.groups import Removed
 from secateur.huggingface import keep_configs
 from secateur.plan import MaskPoint, Plan, TracedPass, sealed
+from secateur.plan_check import Departure, check_trace
 from secateur.size_attributes import keep_sizes
 
 
 def make_plan(graph: Graph, removed: Removed) -> Plan:
-    """Work out what the removal of units means; give back what the model's code needs.
+    """Work out what the removal of units means; restore what the model's code needs.
+
+    Before it is returned, the plan is held against a trace of the network that it describes
+    (see :mod:`secateur.plan_check`); groups that this shows to be wrong stay whole, and the
+    plan's notes say why.
 
     Args:
         graph: of the model.
@@ -23,42 +31,108 @@ def make_plan(graph: Graph, removed: Removed) -> Plan:
 
     Raises:
         InputError: an unknown group or unit, or no unit left of a group.
-        PlanError: every unit had to be given back.
+        PlanError: every unit had to be restored.
     """
     wanted = {name: tuple(units) for name, units in removed.items()}
-    back: dict[str, int] = {}
+    whole: dict[str, int] = {}
+    notes: list[str] = []
     while True:
         mended = graph.mend(wanted)
-        given_back = {**back, **mended.given_back}
+        given_back = {**whole, **mended.given_back}
         if given_back and not mended.removed:
             names = ", ".join(sorted(given_back)[:3])
-            raise PlanError(f"the model's code allows none of these units to go (groups {names})")
-        plan = _lay_out(graph, mended, given_back)
-        try:
-            return sealed(keep_sizes(graph, keep_configs(graph, keep_numbers(graph, plan))))
-        except DriftError as error:
-            name = _culprit(graph, mended, error.module)
-            if name is None:
-                raise
-            back[name] = len(wanted.pop(name))
+            why = f": {notes[-1]}" if notes else ""
+            raise PlanError(
+                f"the model's code allows none of these units to go (groups {names}){why}"
+            )
+        found = _checked(graph, _lay_out(graph, mended, given_back))
+        if isinstance(found, Plan):
+            return sealed(dataclasses.replace(found, notes=(*notes, *found.notes)))
+        for name in _guilty(graph, wanted, mended, found):
+            whole[name] = len(wanted.pop(name))
+            notes.append(f"{name} stays whole: {found.reason}")
 
 
-def _culprit(graph: Graph, mended: Mended, module: str) -> str | None:
-    """Return a cut group near the module whose number drifts: a head dimension before others."""
-    while True:
+def _checked(graph: Graph, plan: Plan) -> Plan | Departure:
+    """Return the plan with all sizes and numbers kept true, or where it goes wrong.
+
+    Sizes that only the network's other methods read are left as they were where its forward
+    pass computes with them after all.
+    """
+    if not plan.cuts:
+        return plan
+    full = keep_sizes(graph, keep_configs(graph, plan))
+    found = _held_against_trace(graph, full)
+    if isinstance(found, Departure) and full.attributes != plan.attributes:
+        alone = _held_against_trace(graph, plan)
+        if isinstance(alone, Plan):
+            paths = [p for p in full.attributes if full.attributes[p] != plan.attributes.get(p)]
+            named = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" * (len(paths) > 3))
+            note = f"not changed, as the forward pass computes with them: {named}"
+            return dataclasses.replace(alone, notes=(*alone.notes, note))
+    return found
+
+
+def _held_against_trace(graph: Graph, plan: Plan) -> Plan | Departure:
+    """Return the plan with the numbers that it changes made up for, or where it goes wrong."""
+    traced = check_trace(graph, plan)
+    if isinstance(traced, Departure):
+        return traced
+    try:
+        return keep_numbers(plan, traced)
+    except DriftError as error:
+        return Departure(error.node, error.module, error.reason, np.zeros(0, dtype=np.int64))
+
+
+def _guilty(graph: Graph, wanted: Removed, mended: Mended, found: Departure) -> list[str]:
+    """Return the groups to leave whole so that the network no longer departs at this place."""
+
+    def departs(names: Collection[str]) -> bool:
+        trial = graph.mend({name: wanted[name] for name in names})
+        still = _checked(graph, _lay_out(graph, trial, {}))
+        return isinstance(still, Departure) and still.node <= found.node
+
+    names = [name for name in wanted if name in mended.removed]
+    suspects = _suspects(graph, names, found)
+    for suspect in suspects:
+        if not departs([name for name in names if name != suspect]):
+            return [suspect]
+    while len(names) > 1:
+        half = len(names) // 2
+        parts = [part for part in (names[:half], names[half:]) if departs(part)]
+        if not parts:  # several together
+            return [next((name for name in suspects if name in names), names[0])]
+        names = parts[0]
+    return names
+
+
+def _suspects(graph: Graph, names: Sequence[str], found: Departure) -> list[str]:
+    """Return groups that may make the network depart at a place, the likeliest first.
+
+    They are those that its tensors depend on, and those of the module that it is in: of
+    these a head dimension before others, as the number that drifts is often its root.
+    """
+    offsets = graph.layout.offsets
+    here = [
+        name
+        for name in names
+        if any(offsets[name] <= u < offsets[name] + graph.by_name[name].size for u in found.units)
+    ]
+    module: str | None = found.module
+    inside: list[Group] = []
+    while module is not None and not inside:
         prefix = f"{module}." if module else ""
         inside = [
-            group
-            for group in graph.groups
-            if group.name in mended.removed
-            and any(slot.name.startswith(prefix) for slot in group.slots)
+            graph.by_name[name]
+            for name in names
+            if any(slot.name.startswith(prefix) for slot in graph.by_name[name].slots)
         ]
-        if inside:
-            inside.sort(key=lambda group: (group.kind != "head_dim", len(group.slots)))
-            return inside[0].name
-        if not module:
-            return None
-        module = module.rpartition(".")[0]
+        module = module.rpartition(".")[0] if module else None
+    inside.sort(key=lambda group: (group.kind != "head_dim", len(group.slots)))
+    return list(dict.fromkeys([*here, *(group.name for group in inside[:_NEAREST])]))
+
+
+_NEAREST = 2
 
 
 def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -30,6 +30,7 @@ _SHAPE_ONLY = frozenset(
                  "new_empty", "new_full")
 )  # fmt: skip
 _JOINS = ("aten.cat", "aten.stack")
+_SUMS = ("aten.add", "aten.sub", "aten.add_", "aten.sub_")
 _SAME_ORDER = frozenset(
     f"aten.{name}"
     for name in ("view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "detach",
@@ -63,13 +64,14 @@ class Ways:
 class Walk:
     """Walks from a tensor back to the weights that it is proportional to.
 
-    ``wanted`` masks hold which elements of a tensor must be scaled; ``nodes`` and
-    ``scaled`` remember the operations and tensors on the way.
+    ``wanted`` masks hold which elements of a tensor must be scaled; ``nodes``, ``scaled`` and
+    ``taken`` remember the operations and tensors on the way, and which an operation was left by.
     """
 
     ways: Ways
     nodes: set[int]
     scaled: dict[int, Tensor]
+    taken: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def program(self) -> Program:
@@ -81,7 +83,11 @@ class Walk:
         for key, wanted in self.scaled.items():
             for index, place in self.ways.readers.get(key, ()):
                 node = self.ways.program.nodes[index]
-                if index in self.nodes or node.op in _SHAPE_ONLY:
+                if node.op in _SHAPE_ONLY:
+                    continue
+                if index in self.nodes:
+                    if self._twice(index, key):
+                        return False
                     continue
                 if node.op not in _MOVES or node.op in _JOINS or place > 0:
                     return False
@@ -94,16 +100,25 @@ class Walk:
                         return False
         return True
 
+    def _twice(self, index: int, key: int) -> bool:
+        """Tell whether a product on the way reads a scaled tensor by a second operand, too."""
+        node = self.program.nodes[index]
+        if node.op in _SUMS or node.op in _MOVES:
+            return False
+        times = sum(ref.key == key for ref in refs_of(node))
+        return times > 1 or (index, key) not in self.taken
+
     def _unread(self, key: int, touched: Tensor) -> bool:
         """Tell whether the touched elements of a moved tensor go nowhere."""
-        return Walk(self.ways, self.nodes, {key: touched}).alone()
+        return Walk(self.ways, self.nodes, {key: touched}, self.taken).alone()
 
     def back(self, key: int, wanted: Tensor, before: int) -> list[Source] | None:
         """Return the weights to scale, None where there are none."""
-        nodes, scaled = set(self.nodes), dict(self.scaled)
+        nodes, scaled, taken = set(self.nodes), dict(self.scaled), set(self.taken)
+        self.taken.add((before, key))
         found = self._back(key, wanted, before)
         if found is None:  # a way that leads nowhere leaves no trace
-            self.nodes, self.scaled = nodes, scaled
+            self.nodes, self.scaled, self.taken = nodes, scaled, taken
         return found
 
     def _back(self, key: int, wanted: Tensor, before: int) -> list[Source] | None:
@@ -149,7 +164,7 @@ class Walk:
         if node.op in ("aten.mul", "aten.div", "aten.mul_", "aten.div_"):
             operands = node.args[:1] if "div" in node.op else node.args[:2]
             return self._first(operands, wanted, index)
-        if node.op in ("aten.add", "aten.sub", "aten.add_", "aten.sub_"):
+        if node.op in _SUMS:
             return self._every(node.args[:2], wanted, index)
         if node.op == "aten.bmm":
             left = wanted.any(dim=2, keepdim=True).expand(self.program.shape(node.args[0]))

@@ -33,6 +33,7 @@ from secateur.graph.module_caches import empty_caches
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.passes import FORWARD, Pass
 from secateur.graph.paths import record_paths
+from secateur.graph.prediction import Prediction
 from secateur.graph.program import Program
 from secateur.graph.reach import ENOUGH, reach
 from secateur.graph.rules_layers import has_grouped_convolutions
@@ -66,10 +67,12 @@ class Graph:
         layout: the arrays that plans are computed from.
         program: the operations of the example input's pass in eval mode.
         example_inputs: what the network was traced with.
+        prediction: what the algebra says of every traced tensor under a plan.
         caches: attributes that keep what the network computes again without them, and what they
             are before their first use: "empty", "None" or "absent".
         size_attributes: attributes that say a size and that the pass does not read, once found.
         passes: every pass that was traced, with the number of the distinct one that it equals.
+        programs: the operations of the distinct passes.
     """
 
     model: nn.Module = field(repr=False)
@@ -80,6 +83,8 @@ class Graph:
     program: Program = field(repr=False)
     example_inputs: Any = field(repr=False)
     passes: tuple[tuple[Pass, int], ...] = field(repr=False)
+    programs: tuple[Program, ...] = field(repr=False)
+    prediction: Prediction = field(repr=False)
     caches: dict[str, str] = field(default_factory=dict, repr=False)
     size_attributes: list[tuple[SizeAttribute, ...]] = field(
         default_factory=list, repr=False, compare=False
@@ -193,5 +198,7 @@ def trace(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()) -> Gr
         paths.programs[0],
         example_inputs,
         paths.passes,
+        paths.programs,
+        found.prediction,
         caches | paths.programs[0].caches,
     )

@@ -7,6 +7,7 @@ A :class:`Flow` holds, for every traced tensor, one axis a dimension (see
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -125,6 +126,8 @@ class Flow:
         self.positions: dict[int, Axis] = {}
         self._ranges: set[int] = set()
         self._repeated: dict[int, frozenset[int]] = {}
+        self.stated: dict[int, dict[int, tuple[Axis, int]]] = defaultdict(dict)
+        self.undescribed: set[int] = set()
         self.used = program.used()
         self._written = program.written()
         self._dims: list[list[Axis] | None] = [None] * len(program.tensors)
@@ -217,6 +220,7 @@ class Flow:
             self.give_up(node, "it has no rule")
         for key in node.outs:
             if key >= 0 and self._dims[key] is None:
+                self.undescribed.add(key)
                 self._dims[key] = [fixed(n) for n in self.program.tensors[key].shape]
 
     def _check_positions(self, node: Node) -> None:
@@ -354,6 +358,10 @@ class Flow:
             self.pin(node, [axis], f"size {expr} is fixed in the model's code")
         else:
             self.requirements.append(Requirement(expr, axis, self.where(node)))
+
+    def state(self, place: int, axis: Axis, less: int = 0) -> None:
+        """Note that argument ``place`` of the current operation is ``axis``'s size less some."""
+        self.stated[self._index][place] = axis, less
 
     def at_least(self, node: Node, ref: Ref, dims: Iterable[int], least: int) -> None:
         """Note that a tensor must keep ``least`` positions, counted over ``dims`` together."""

@@ -36,11 +36,14 @@ def keyed_by_size() -> None:
 
 
 @contextlib.contextmanager
-def private_caches() -> Iterator[None]:
+def private_caches(*, every: bool = False) -> Iterator[None]:
     """Compute what this thread asks caches with sizes, tensors or modules, apart from them.
 
     Inside, a function stands where each cached one did; other threads reach the cache through it.
     The same arguments are computed once, as with the cache itself.
+
+    Args:
+        every: compute what it asks with any arguments, as sizes are plain integers.
     """
     replaced: list[tuple[Callable[[Any], None], Any]] = []
     try:
@@ -48,7 +51,7 @@ def private_caches() -> Iterator[None]:
         holders = owners_of(found)
         owners = owners_of([holder for each in holders.values() for holder in each])
         for cached in found:
-            apart = _apart(cached)
+            apart = _apart(cached, every)
             for holder in holders[id(cached)]:
                 for put in _places(holder, cached, owners[id(holder)]):
                     replaced.append((put, cached))
@@ -79,7 +82,7 @@ def _places(holder: Any, cached: Any, owners: list[Any]) -> list[Callable[[Any],
     return [functools.partial(holder.__setitem__, name) for name in names]
 
 
-def _apart(cached: Any) -> Callable[..., Any]:
+def _apart(cached: Any, every: bool) -> Callable[..., Any]:
     here = threading.get_ident()
     known: dict[Any, Any] = {}
     running = 0
@@ -87,12 +90,12 @@ def _apart(cached: Any) -> Callable[..., Any]:
     @functools.wraps(cached)
     def computed(*args: Any, **kwargs: Any) -> Any:
         nonlocal running
-        if threading.get_ident() != here or not _is_traced((args, kwargs)):
+        if threading.get_ident() != here or not (every or _is_traced((args, kwargs))):
             return cached(*args, **kwargs)
         if running:
             # It calls itself: sizes told by how they were made would all be different.
             args, kwargs = _numbers(args), _numbers(kwargs)
-            if not _is_traced((args, kwargs)):
+            if not (every or _is_traced((args, kwargs))):
                 return cached(*args, **kwargs)
         running += 1
         try:

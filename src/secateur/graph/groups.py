@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from secateur.graph.axes import Axis
 from secateur.graph.flow import Flow, Requirement
 from secateur.graph.modules import Address
+from secateur.graph.prediction import Prediction
 from secateur.graph.program import Ref, family
 from secateur.graph.sizes import Attr, Dim, Expr, leaves, rename
 
@@ -171,6 +172,7 @@ class Analysis:
     pinned: tuple[Pinned, ...]
     layout: Layout
     notes: tuple[str, ...]
+    prediction: Prediction
 
 
 def analyse(flow: Flow, notes: Sequence[str] = ()) -> Analysis:
@@ -233,6 +235,7 @@ def analyse(flow: Flow, notes: Sequence[str] = ()) -> Analysis:
         pinned=_find_pinned(flow, canon, named),
         layout=layout,
         notes=tuple(notes),
+        prediction=Prediction(flow, number),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.graph.meta_results import MetaResults
 from secateur.graph.sizes import Expr
 
 
@@ -112,11 +113,27 @@ _VIEWS = frozenset(
 class Program:
     """The operations of one pass, in order.
 
-    ``numbers`` are those that the code made tensors of, ``read`` the tensors whose values it
-    took out (``tolist``), with the module that did, ``strides`` those of tensors whose memory
-    is looked at. ``tensors`` holds those of the passes before it, too, if there were any. A
-    program that joins several passes has ``ends``, the number of operations up to each one's
-    last, and ``labels``.
+    Attributes:
+        nodes: the operations.
+        tensors: all tensors that occur, and those of the passes before it, if there were any.
+        inputs: numbers of the tensors that the model was given.
+        outputs: numbers of the tensors that the model returned.
+        attributes: integers in the modules' attributes, by path.
+        comparisons: sizes that the model's own code compared, the outcome, and where.
+        numbers: single numbers that the code made tensors of, by tensor.
+        read: tensors whose values the code took out (``tolist``), with the module that did.
+        strides: those of tensors whose memory is looked at.
+        literals: the values of other tensors that come from no operation, as bytes.
+        notes: what a user should know of the trace.
+        caches: dictionaries of modules that the pass filled, by path.
+        ends: of a program that joins several passes, the operations up to each one's last.
+        labels: of such a program, each pass in words.
+        batch: samples in the example input.
+        way: "meta", "fake" or "real" tensors.
+        met_values: whether tensors with values came from somewhere, a cache of the code, say.
+        tables: dictionaries of tensors that are no caches, by path.
+        private: whether the model's own caches were kept out of the trace.
+        results: what operations return on meta tensors, for the next trace.
     """
 
     tensors: list[TensorInfo] = field(default_factory=list)
@@ -128,12 +145,17 @@ class Program:
     numbers: dict[int, float] = field(default_factory=dict)
     read: list[tuple[int, str]] = field(default_factory=list)
     strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    literals: dict[int, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     caches: dict[str, str] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     batch: int = 1
     way: str = ""
+    met_values: bool = False
+    tables: frozenset[str] = frozenset()
+    private: bool = False
+    results: MetaResults | None = field(default=None, repr=False)
 
     def path(self, index: int) -> int:
         """Return the number of the pass that operation ``index`` belongs to."""

@@ -61,6 +61,8 @@ def histogram(flow: Flow, node: Node) -> None:
         flow.give_up(node, "what it counts are no positions")
         return
     flow.require(node, axis, high + 1)
+    flow.state(1, axis)
+    flow.state(3, axis, less=1)
     flow.pin(node, flow.dims(node.args[0]), "it holds positions")
     flow.set(node, [axis])
 
@@ -78,6 +80,7 @@ def count_each(flow: Flow, node: Node) -> None:
     if not flow.look_up(node, axis, node.args[0]):
         flow.give_up(node, "what it counts are no positions")
         return
+    flow.state(2, axis)
     flow.pin(node, flow.dims(node.args[0]), "it holds positions")
     flow.set(node, [axis])
 

@@ -293,6 +293,7 @@ def group_norm(flow: Flow, node: Node) -> None:
     if call is not None and call.name == "group_norm" and len(call.args) > 1:
         stated = call.args[1]
     flow.require(node, g, stated)
+    flow.state(6, g)
     if flow.axes.canon(within).shape[1]:
         flow.read(node, 0, 1, dims[1], "gather")
     flow.set(node, dims)

@@ -55,9 +55,14 @@ def embedding_bag(flow: Flow, node: Node) -> None:
 
 @rule("arange")
 def arange(flow: Flow, node: Node) -> None:
-    """Numbers in order; from 0 in steps of 1 they are all positions of a dimension so long."""
+    """Numbers in order; from 0 in steps of 1 they are all positions of a dimension so long.
+
+    Those that ``one_hot`` compares with are as many as its result's positions, whose rule says so.
+    """
     (size,) = flow.out_shape(node)
     call = node.call
+    if call is not None and call.name == "one_hot":
+        return
     given = call.args if call is not None and call.name == "arange" else ()
     named = {} if call is None else call.kwargs
     stated = named.get("end", given[min(1, len(given) - 1)] if given else None)

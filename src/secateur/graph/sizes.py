@@ -8,7 +8,9 @@ dimension every size was made from. ``evaluate`` computes the same expression
 again for other sizes, that is, after a cut.
 
 Arithmetic that leaves the integers (``int(...)``, ``/``, ``math.*``) drops the
-expression; the value then counts as a literal, which pins what it sizes.
+expression; the value then counts as a literal, which pins what it sizes. What no
+Python class can see (``range(C)``, ``math.gcd(C, n)``) is found by tracing the planned
+network again (:mod:`secateur.plan_check`).
 """
 
 from __future__ import annotations
@@ -56,6 +58,12 @@ _OPS: dict[str, Callable[[int, int], int]] = {
     "*": operator.mul,
     "//": operator.floordiv,
     "%": operator.mod,
+    "**": operator.pow,
+    "<<": operator.lshift,
+    ">>": operator.rshift,
+    "&": operator.and_,
+    "|": operator.or_,
+    "^": operator.xor,
     "ceil": lambda a, b: -(-a // b),
     "==": lambda a, b: int(a == b),
     "<": lambda a, b: int(a < b),
@@ -115,6 +123,71 @@ class Sized(int):
     def __rmod__(self, other: Any) -> Any:
         return _apply("%", other, self)
 
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __pow__(self, other: Any, modulo: Any = None) -> Any:
+        if modulo is not None:
+            return pow(int(self), other, modulo)
+        return _apply("**", self, other)
+
+    def __rpow__(self, other: Any, modulo: Any = None) -> Any:
+        return _apply("**", other, self)
+
+    def __lshift__(self, other: Any) -> Any:
+        return _apply("<<", self, other)
+
+    def __rlshift__(self, other: Any) -> Any:
+        return _apply("<<", other, self)
+
+    def __rshift__(self, other: Any) -> Any:
+        return _apply(">>", self, other)
+
+    def __rrshift__(self, other: Any) -> Any:
+        return _apply(">>", other, self)
+
+    def __and__(self, other: Any) -> Any:
+        return _apply("&", self, other)
+
+    def __rand__(self, other: Any) -> Any:
+        return _apply("&", other, self)
+
+    def __or__(self, other: Any) -> Any:
+        return _apply("|", self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        return _apply("|", other, self)
+
+    def __xor__(self, other: Any) -> Any:
+        return _apply("^", self, other)
+
+    def __rxor__(self, other: Any) -> Any:
+        return _apply("^", other, self)
+
+    def __invert__(self) -> Any:
+        return _apply("-", -1, self)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __abs__(self) -> Any:
+        return -self if self < 0 else self
+
+    def __round__(self, digits: Any = None) -> Any:
+        return self if digits is None or digits >= 0 else round(int(self), digits)
+
+    def __trunc__(self) -> Any:
+        return self
+
+    def __floor__(self) -> Any:
+        return self
+
+    def __ceil__(self) -> Any:
+        return self
+
     def __eq__(self, other: object) -> bool:
         return _noted("==", self, other, int.__eq__(self, other))
 
@@ -154,15 +227,31 @@ def _apply(op: str, left: Any, right: Any) -> Any:
     if isinstance(left, bool) or isinstance(right, bool):
         left, right = _plain(left), _plain(right)
     if not (isinstance(left, int) and isinstance(right, int)):
-        name = {"+": "add", "-": "sub", "*": "mul", "//": "floordiv", "%": "mod"}[op]
         size, other = (left, right) if isinstance(left, Sized) else (right, left)
-        if not isinstance(other, float):
+        if not isinstance(other, float) or op not in _OF_FLOATS:
             return NotImplemented
         plain = float(other), float(int.__index__(size))
         numbers = plain[::-1] if size is left else plain
-        return SizedFloat(getattr(operator, name)(*numbers), size)
+        return _float(_OF_FLOATS[op](*numbers), size)
     value = _OPS[op](int.__index__(left), int.__index__(right))
+    if not isinstance(value, int):  # a negative power
+        return _float(value, left if isinstance(left, Sized) else right)
     return Sized(value, Apply(op, expr_of(left), expr_of(right)))
+
+
+_OF_FLOATS: dict[str, Callable[[float, float], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "**": operator.pow,
+}
+
+
+def _float(number: Any, size: Sized) -> Any:
+    """Make a float remember its size; a complex root stays as it is."""
+    return SizedFloat(number, size) if isinstance(number, float) else number
 
 
 _trace: ContextVar[object] = ContextVar("_trace", default=None)
@@ -291,7 +380,7 @@ def ceil_div(left: Expr, right: Expr) -> Expr:
 
 
 def evaluate(expr: Expr, dims: Callable[[Dim], int], attrs: Mapping[Attr, int]) -> int | None:
-    """Compute ``expr`` with new sizes; None where it divides by zero.
+    """Compute ``expr`` with new sizes; None where that gives no integer.
 
     Args:
         expr: what to compute.
@@ -305,10 +394,23 @@ def evaluate(expr: Expr, dims: Callable[[Dim], int], attrs: Mapping[Attr, int]) 
     if isinstance(expr, Apply):
         left = evaluate(expr.left, dims, attrs)
         right = evaluate(expr.right, dims, attrs)
-        if left is None or right is None or (right == 0 and expr.op in ("//", "%", "ceil")):
+        if left is None or right is None or not _defined(expr.op, left, right):
             return None
         return _OPS[expr.op](left, right)
     return expr
+
+
+_MOST_BITS = 4096
+
+
+def _defined(op: str, left: int, right: int) -> bool:
+    """Tell whether an operation on integers gives an integer of a sensible length."""
+    if op in ("//", "%", "ceil"):
+        return right != 0
+    if op in ("**", "<<"):
+        bits = left.bit_length() * right if op == "**" else left.bit_length() + right
+        return right >= 0 and bits <= _MOST_BITS
+    return op != ">>" or right >= 0
 
 
 def leaves(expr: Expr) -> tuple[Dim | Attr, ...]:

@@ -10,51 +10,33 @@ says so.
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 
 from secateur.errors import InputError, TraceError
-from secateur.graph.attention import attention_equalities, norm_equalities
 from secateur.graph.attributes import held_containers
-from secateur.graph.copies import copy_model, every_tensor, map_tensors, meta_like, plant_sizes
-from secateur.graph.dispatch import DispatchMode
+from secateur.graph.copies import copy_model, map_tensors, meta_like, plant_sizes
 from secateur.graph.function_caches import KeyedBySize, keyed_by_size, private_caches
 from secateur.graph.generators import seeded_generators
 from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.leftovers import forget
-from secateur.graph.meta_kernels import plain_result
-from secateur.graph.meta_results import MetaResults
 from secateur.graph.module_caches import ModuleCaches, NotCachesError, filled
-from secateur.graph.modules import Turns
-from secateur.graph.normal_mode import in_normal_mode, normal_mode
-from secateur.graph.passes import FORWARD, pass_mode, set_mode
+from secateur.graph.normal_mode import normal_mode
+from secateur.graph.passes import FORWARD, Pass, pass_mode, set_mode
 from secateur.graph.process_settings import plain_operations
 from secateur.graph.program import (
-    Call,
-    Node,
     Program,
-    Ref,
-    TensorInfo,
-    inner_dims,
     tensor_leaves,
 )
+from secateur.graph.recorder import Calls, Literals, Recorder
 from secateur.graph.sizes import (
-    Apply,
-    Dim,
-    Expr,
-    Sized,
-    SizedFloat,
-    is_current,
     sizes_of_one_trace,
     watch_comparisons,
 )
@@ -147,7 +129,6 @@ def record(
             forget(made, failed=program is None)
         if program is None:
             continue
-        program.way = way
         if way == "real":
             program.notes.append(
                 f"traced with real tensors, as fakes failed: {reasons[-1]}; where the code "
@@ -156,6 +137,39 @@ def record(
             )
         return program
     raise TraceError(f"the model fails on its example input: {reasons[-1]}")
+
+
+@normal_mode()
+def retrace(
+    model: nn.Module,
+    one: Pass,
+    like: Program,
+    *,
+    inside: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None,
+) -> tuple[Program, str]:
+    """Trace another form of a network as the dense one was; say what stopped it, if anything.
+
+    The sizes in its code are plain integers, and operations have no address: both cost time,
+    and only values are compared.
+
+    Args:
+        model: the cut or masked network.
+        one: the pass to run.
+        like: the dense network's program of that pass.
+        inside: what the pass runs in, given the copy that runs; it acts after the record.
+    """
+    made: list[weakref.ref[Tensor]] = []
+    program = Program(way=like.way, results=like.results, tables=like.tables, private=like.private)
+    stopped = ""
+    try:
+        apart = private_caches(every=True) if like.private else contextlib.nullcontext()
+        with shared_variables_put_back(model), apart:
+            _record(model, (one.inputs, one.method, one.training), program, made, like, inside)
+    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported
+        stopped = f"{type(error).__name__}: {first_line(error)}"
+    if like.way != "real":
+        forget(made, failed=bool(stopped))
+    return program, stopped
 
 
 # Meta tensors are quickest; fakes bear code that mixes them with real tensors; real
@@ -181,11 +195,11 @@ def _isolated(
     """
     try:
         with sizes_of_one_trace(keyed_by_size):
-            return _with_tables(model, what, way, after, made)
+            return _with_tables(model, what, way, after, made, private=False)
     except KeyedBySize:
         pass  # its frames keep tensors, so what follows stands outside
     with private_caches(), sizes_of_one_trace():
-        return _with_tables(model, what, way, after, made)
+        return _with_tables(model, what, way, after, made, private=True)
 
 
 def _with_tables(
@@ -194,12 +208,21 @@ def _with_tables(
     way: str,
     after: Program | None,
     made: list[weakref.ref[Tensor]],
+    *,
+    private: bool,
 ) -> Program:
     """Trace one pass; again for every table of tensors that the pass took for an empty cache."""
     tables: frozenset[str] = frozenset()
     while True:
+        program = Program(
+            tensors=list(after.tensors) if after else [],
+            way=way,
+            results=after.results if after else None,
+            tables=tables,
+            private=private,
+        )
         try:
-            return _record(model, what, way, after, made, tables)
+            return _record(model, what, program, made)
         except NotCachesError as error:
             tables |= error.paths
 
@@ -207,13 +230,18 @@ def _with_tables(
 def _record(
     model: nn.Module,
     what: tuple[Inputs, str, bool],
-    way: str,
-    after: Program | None,
+    program: Program,
     made: list[weakref.ref[Tensor]],
-    tables: Collection[str],
+    like: Program | None = None,
+    inside: Callable[[nn.Module], contextlib.AbstractContextManager[Any]] | None = None,
 ) -> Program:
-    """Trace one pass; ``made`` is filled with what the trace itself brought into being."""
+    """Trace one pass into ``program``.
+
+    ``made`` is filled with what the trace itself brought into being; the last two are those of
+    :func:`retrace`.
+    """
     example_inputs, method, training = what
+    way = program.way
     mode = FakeTensorMode(allow_non_fake_inputs=True) if way == "fake" else None
     makers: dict[str, Callable[[Tensor], Tensor]] = {
         "meta": meta_like,
@@ -223,9 +251,11 @@ def _record(
     convert = makers[way]
     twin = copy_model(model, lambda _, tensor: convert(tensor), apart=True)
     set_mode(twin, training)
-    caches = ModuleCaches(twin, tables)
+    caches = ModuleCaches(twin, program.tables)
     inputs = map_tensors(example_inputs, convert)
-    recorder = _Recorder(twin, inputs, way, after, held_containers(model))
+    recorder = Recorder(twin, inputs, program)
+    if like is None:
+        program.attributes = plant_sizes(twin, but=held_containers(model))
     with contextlib.ExitStack() as stack:
         stack.enter_context(seeded_generators(0))  # two traces draw alike
         stack.enter_context(plain_operations())
@@ -233,11 +263,18 @@ def _record(
             stack.enter_context(mode)
         elif way == "meta":
             stack.enter_context(torch.device("meta"))
-        stack.enter_context(recorder.running.follow())
+        if inside is not None:
+            stack.enter_context(inside(twin))
+        if like is None:
+            stack.enter_context(recorder.running.follow())
         stack.enter_context(recorder)
-        stack.enter_context(_Calls(recorder))
+        if like is None:
+            stack.enter_context(Calls(recorder))
+        elif like.numbers or like.literals:
+            stack.enter_context(Literals(recorder))
         stack.enter_context(pass_mode(training))
-        stack.enter_context(watch_comparisons(recorder.compared))
+        if like is None:
+            stack.enter_context(watch_comparisons(recorder.compared))
         caches.watch()
         try:
             outputs = run_model(twin, inputs, method)
@@ -249,230 +286,3 @@ def _record(
     caches.check()
     recorder.program.caches = {**caches.filled(), **filled(model, twin)}
     return recorder.finish(outputs)
-
-
-_RESHAPED_IN_PLACE = frozenset(
-    f"aten.{name}_" for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims")
-)
-
-
-_TO_NUMBERS = ("tolist", "numpy", "__array__")
-_FROM_NUMBER = ("tensor", "as_tensor", "scalar_tensor")
-
-
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(*args, **kwargs)
-
-
-def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation on tensors without values."""
-    result = plain_result(str(func.overloadpacket), args, kwargs)
-    return func(*args, **kwargs) if result is None else result
-
-
-@lru_cache(maxsize=1024)
-def _is_pointwise(func: Any) -> bool:
-    """Tell whether PyTorch tags an operation, or its twin that does not write, as such."""
-    twin = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"), None)
-    twins = [getattr(twin, name) for name in twin.overloads()] if twin is not None else []
-    return any(torch.Tag.pointwise in one.tags for one in (func, *twins))
-
-
-class _Recorder(DispatchMode):
-    """Writes down every ATen operation that runs while it is active."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        way: str,
-        after: Program | None,
-        shared: Iterable[int],
-    ) -> None:
-        super().__init__()
-        self.program = Program(list(after.tensors)) if after else Program()
-        compute = {"meta": MetaResults(_compute).run, "fake": _compute, "real": _run}
-        self._run = compute[way]
-        self.call: Call | None = None
-        self._keys: dict[int, int] = {}
-        self._kept: list[Tensor] = []
-        self._made: list[weakref.ref[Tensor]] = []
-        self.running = Turns(model)
-        leaves = tensor_leaves(inputs)
-        for tensor in leaves:
-            self.key(tensor, "input")
-        self.program.inputs = [self.key(tensor) for tensor in leaves]
-        self.program.batch = leaves[0].shape[0] if leaves[0].dim() else 1
-        parameters = {id(p) for p in model.parameters()}
-        known = after.named() if after else {}
-        for name, tensor in every_tensor(model):
-            if name in known:
-                self._keys[id(tensor)] = known[name]
-                self._kept.append(tensor)
-            else:
-                self.key(tensor, "parameter" if id(tensor) in parameters else "buffer", name)
-        self.program.attributes = plant_sizes(model, but=shared)
-
-    def key(self, tensor: Tensor, kind: str = "constant", name: str = "") -> int:
-        """Return the number of ``tensor``; a tensor not seen before gets one."""
-        found = self._keys.get(id(tensor))
-        if found is None:
-            found = len(self.program.tensors)
-            self._keys[id(tensor)] = found
-            self._kept.append(tensor)  # an id is reused once its object is gone
-            self.program.tensors.append(TensorInfo(tuple(tensor.shape), tensor.dtype, kind, name))
-            if kind == "value":
-                self._made.append(weakref.ref(tensor))
-        return found
-
-    def compared(self, op: str, left: Expr, right: Expr, outcome: bool) -> None:
-        """Note how the model's own code, not PyTorch's, found two sizes to compare."""
-        if left != right and self.call is None:
-            self.program.comparisons.setdefault((op, left, right, outcome), self.running.path)
-
-    def refs(self, value: Any) -> Any:
-        """Rebuild an argument with a :class:`Ref` for each tensor."""
-        if isinstance(value, Tensor):
-            return Ref(self.key(value))
-        if isinstance(value, Sized):
-            return value if is_current(value) else int.__index__(value)
-        if isinstance(value, (list, tuple)):
-            return tuple(self.refs(item) for item in value)
-        if isinstance(value, slice):
-            return slice(self.refs(value.start), self.refs(value.stop), self.refs(value.step))
-        return value
-
-    @in_normal_mode
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        packet = str(func.overloadpacket)
-        result = self._run(func, args, kwargs)
-        if packet == "prim.device" or (packet == "aten.as_strided_" and self._same_layout(args)):
-            return result
-        refs = self.refs(args)
-        if packet == "aten.as_strided":
-            self.program.strides[refs[0].key] = args[0].stride()
-        named = {name: self.refs(value) for name, value in kwargs.items()}
-        returned = result if isinstance(result, (tuple, list)) else (result,)
-        for tensor in returned:
-            if packet in _RESHAPED_IN_PLACE or self._resized(tensor):
-                self._keys.pop(id(tensor))
-        outs = tuple(self.key(t, "value") if isinstance(t, Tensor) else -1 for t in returned)
-        _, module, turn = self.running.take(packet)
-        node = Node(
-            op=packet,
-            overload=func._overloadname,
-            args=refs,
-            kwargs=named,
-            outs=outs,
-            call=self.call,
-            module=module,
-            turn=turn,
-            pointwise=_is_pointwise(func),
-        )
-        self.program.nodes.append(node)
-        return result
-
-    def _resized(self, tensor: Any) -> bool:
-        """Tell whether an operation gave a tensor that was there before another shape."""
-        key = self._keys.get(id(tensor)) if isinstance(tensor, Tensor) else None
-        return key is not None and self.program.tensors[key].shape != tuple(tensor.shape)
-
-    def _same_layout(self, args: tuple[Any, ...]) -> bool:
-        """Tell whether PyTorch itself, as pooling does, gives a tensor the layout that it has."""
-        tensor, size, stride = args[:3]
-        return (
-            (self.call is None or not self.call.name.startswith("as_strided"))
-            and tuple(tensor.shape) == tuple(size)
-            and len(args) < 4
-            and all(a == b for n, a, b in zip(size, tensor.stride(), stride, strict=True) if n != 1)
-        )
-
-    def made(self) -> list[weakref.ref[Tensor]]:
-        """Return the tensors that operations of the pass gave."""
-        return self._made
-
-    def finish(self, outputs: Any) -> Program:
-        """Return the program, the model's outputs noted."""
-        leaves = tensor_leaves(outputs)
-        if not leaves:
-            raise TraceError("the model returns no tensor")
-        self.program.outputs = [self.key(tensor) for tensor in leaves]
-        return self.program
-
-
-class _Calls(TorchFunctionMode):
-    """Notes which torch function the model called, and answers sizes with ``Sized``."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        if name == "__get__":
-            result = func(*args, **kwargs)
-            return self._shape(args[0], result) if isinstance(result, torch.Size) else result
-        if name == "size" and isinstance(args[0], Tensor):
-            result = func(*args, **kwargs)
-            if isinstance(result, torch.Size):
-                return self._shape(args[0], result)
-            dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % args[0].dim()
-            return Sized(result, Dim(self._recorder.key(args[0]), dim))
-        if name == "stride" and isinstance(args[0], Tensor):
-            return self._strides(args[0], func(*args, **kwargs))
-        if name in ("numel", "nelement") and isinstance(args[0], Tensor):
-            return self._number(args[0], func(*args, **kwargs))
-        recorder = self._recorder
-        outer = recorder.call
-        recorder.call = Call(
-            name,
-            tuple(recorder.refs(arg) for arg in args),
-            {key: recorder.refs(value) for key, value in kwargs.items()},
-        )
-        if name == "multi_head_attention_forward":
-            recorder.program.comparisons.update(attention_equalities(recorder.call))
-        elif name in ("rms_norm", "layer_norm") and args:
-            recorder.program.comparisons.update(norm_equalities(recorder.call, args[0].dim()))
-        try:
-            result = func(*args, **kwargs)
-        finally:
-            recorder.call = outer
-        if name in _TO_NUMBERS and isinstance(args[0], Tensor):
-            recorder.program.read.append((recorder.key(args[0]), recorder.running.path))
-        if name in _FROM_NUMBER and args and type(args[0]) in (int, float, Sized, SizedFloat):
-            recorder.program.numbers[recorder.key(result)] = float(args[0])
-        return result
-
-    def _number(self, tensor: Tensor, number: int) -> int:
-        """Return the number of elements as the product of the tensor's sizes."""
-        return Sized(number, self._product(tensor, range(tensor.dim())))
-
-    def _product(self, tensor: Tensor, dims: Iterable[int]) -> Expr:
-        key = self._recorder.key(tensor)
-        product: Expr = 1
-        for d in dims:
-            product = Dim(key, d) if product == 1 else Apply("*", product, Dim(key, d))
-        return product
-
-    def _strides(self, tensor: Tensor, found: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        """Return strides as the products of sizes that they are, where memory has no holes."""
-        strides = tensor.stride()
-        inner = inner_dims(tensor.shape, strides) or []
-        known = {
-            strides[d]: Sized(strides[d], self._product(tensor, dims))
-            for d, dims in enumerate(inner)
-            if dims and strides[d] == math.prod(tensor.shape[i] for i in dims)
-        }
-        if isinstance(found, tuple):
-            return tuple(known.get(n, n) for n in found)
-        return known.get(found, found)
-
-    def _shape(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
-        key = self._recorder.key(tensor)
-        return torch.Size([Sized(n, Dim(key, d)) for d, n in enumerate(shape)])
