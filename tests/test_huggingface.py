@@ -119,7 +119,7 @@ def widths_and_heads(name: str, auto: str, folder: Path) -> Any:
     before = copy.deepcopy(inner(model).config.to_dict())
     inputs = CATALOGUE[f"transformers/{name}"].inputs(2)
     plan, pruned = halved(model, inputs, whole_heads)
-    assert plan.notes == ()
+    assert [note for note in plan.notes if not note.startswith("traced with real tensors")] == []
     assert inner(model).config.to_dict() == before  # the dense model's own config stays
     loads_the_same(inner(pruned), folder, inputs, auto)
     return inner(pruned).config

@@ -177,6 +177,97 @@ class Blocks(nn.Module):
         return self.head(x)
 
 
+class Table(nn.Module):
+    """As in Swin: numbers of windows, heads and layers that come out equal by chance."""
+
+    def __init__(self, heads: int, window: tuple[int, int]) -> None:
+        super().__init__()
+        self.window = window
+        self.bias = nn.Parameter(torch.rand((2 * window[0] - 1) * (2 * window[1] - 1), heads))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: types.SimpleNamespace, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.depth, self.heads = depth, heads
+        self.table = Table(heads, (config.window, config.window))
+        self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
+        self.up, self.down = nn.Linear(dim, heads), nn.Linear(heads, dim)
+
+    def folded(self, x: Tensor) -> Tensor:
+        return x.view(-1, self.depth, x.shape[-1] // self.depth).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.relu(layer(x))
+        return x + self.down(torch.relu(self.up(x)) * self.table.bias[0])
+
+
+class Windows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = config = types.SimpleNamespace(
+            dim=16, window=4, heads=[2, 4], depths=[2, 4], layers=2
+        )
+        self.heads = config.heads
+        self.loss_of = config.depths
+        self.stem = nn.Linear(8, config.dim)
+        self.stages = nn.ModuleList(
+            Layer(config, config.dim, depth=config.depths[i], heads=config.heads[i])
+            for i in range(config.layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        self.counts = torch.zeros(self.config.depths[1])
+        return x.sum(1)
+
+
+def test_counts_in_loops_and_arithmetic_are_no_sizes() -> None:
+    model = Windows().double().eval()
+    plan = planned(model, {"stem": 8, "stages.0.up": 1, "stages.1.up": 2})
+    pruned = secateur.cut(model, plan)
+    assert plan.notes == ()
+    assert vars(pruned.config) == {
+        "dim": 8, "window": 4, "heads": [1, 2], "depths": [2, 4], "layers": 2
+    }  # fmt: skip
+    assert pruned.loss_of == [2, 4]
+    assert [stage.table.window for stage in pruned.stages] == [(4, 4), (4, 4)]
+    assert secateur.verify(model, pruned, plan, X).ok
+
+
+class Experts(nn.Module):
+    """A number that a loss alone reads is that of the config, which sizes a layer below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = config = types.SimpleNamespace(experts=4)
+        self.experts = config.experts
+        self.part = Part(config)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.part(x)[:, :4].tanh())
+
+
+class Part(nn.Module):
+    def __init__(self, config: types.SimpleNamespace) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, config.experts), nn.Linear(config.experts, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_an_attribute_takes_what_the_field_of_the_config_sizes() -> None:
+    model = Experts().double().eval()
+    plan = planned(model, {"part.a": 2})
+    pruned = secateur.cut(model, plan)
+    assert (pruned.experts, pruned.config.experts) == (2, 2)
+
+
 def planned(model: nn.Module, gone: dict[str, int]) -> secateur.Plan:
     graph = secateur.trace(model, X)
     assert set(gone) <= {group.name for group in graph.groups}

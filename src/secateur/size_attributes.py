@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from secateur.errors import TraceError
 from secateur.graph import Graph
 from secateur.graph.attributes import named_field, owner_of, set_held
-from secateur.graph.construction import Home, SizeAttribute, parts_of, sized_by
+from secateur.graph.construction import Home, SizeAttribute, equal_fields, parts_of, sized_by
 from secateur.graph.copies import cloned, copy_model, integer_attributes, meta_like, named_tensors
 from secateur.graph.module_caches import empty_caches
 from secateur.graph.program import Program
@@ -95,10 +95,16 @@ def _find(graph: Graph) -> list[SizeAttribute]:
         below = {name: module for name, module in modules.items() if _inside(name, home)}
         name, field = named_field(rest)
         users = below if field else {home: modules[home]}
+        fields = () if field else equal_fields(type(modules[home]), name)
         found_by = [
             (user, home)
             for user, module in users.items()
             for home in sized_by(type(module), name, parts[user], field=field)
+        ] or [
+            (user, home)
+            for user, module in below.items()
+            for other in fields
+            for home in sized_by(type(module), other, parts[user], field=True)
         ]
         # What the code makes by its own hand is of that size; what other code makes of it, and
         # what lies elsewhere, may be of that size by chance.

@@ -9,6 +9,7 @@ arguments of PyTorch's layers and parameters. Where there is no source, nothing 
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import inspect
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 # Arguments of PyTorch's layers that size them, and the dimension of the weight that they size.
 _SIZES = {
@@ -69,6 +70,13 @@ def sized_by(kind: type, name: str, parts: Parts, *, field: bool = False) -> fro
         field: whether it is such a field.
     """
     return _sized(kind, ("field" if field else "self", name), parts, _DEEPEST)
+
+
+def equal_fields(kind: type, name: str) -> frozenset[str]:
+    """Return the fields of plain objects that the code of ``kind`` sets an attribute equal to."""
+    code = _code_of(kind)
+    alike = code.alike(("self", name)) if code else set()
+    return frozenset(field for place, field in alike if place == "field")
 
 
 def parts_of(module: nn.Module) -> Parts:
@@ -170,7 +178,8 @@ class _Code:
         self._equal: dict[Term, set[Term]] = defaultdict(set)
         for node in nodes:
             for function in ast.walk(node):
-                if isinstance(function, ast.FunctionDef):
+                # A pass makes tensors of many sizes, and no layer.
+                if isinstance(function, ast.FunctionDef) and function.name != "forward":
                     first = function.args.args[0].arg if function.args.args else ""
                     self._read(function, _Scope(function.name, first))
 
@@ -186,7 +195,8 @@ class _Code:
             elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value is not None:
                 self._assign([node.target], node.value, scope)
             elif isinstance(node, (ast.For, ast.comprehension)):
-                self._join(list(_terms(node.target, scope)), list(_terms(node.iter, scope)))
+                for one, other in _iterated(node.target, node.iter):
+                    self._join(list(_terms(one, scope)), list(_terms(other, scope)))
 
     def _assign(self, targets: list[ast.expr], value: ast.expr, scope: _Scope) -> None:
         for target in targets:
@@ -230,7 +240,7 @@ def _same(value: ast.expr, scope: _Scope) -> list[Term]:
         parts = value.values
     elif isinstance(value, ast.IfExp):
         parts = [value.body, value.orelse]
-    elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):
+    elif isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult) and _may_keep(value):
         parts = [value.left, value.right]
     elif isinstance(value, ast.Call) and _is_function(value.func):
         parts = [argument for _, argument in _arguments(value)]
@@ -255,9 +265,40 @@ def _terms(value: ast.AST, scope: _Scope) -> Iterator[Term]:
     """Yield the terms in an expression, but for those in calls: these are looked at themselves."""
     if isinstance(value, (ast.Attribute, ast.Name, ast.Subscript)):
         yield from _same(value, scope)
-    elif not isinstance(value, ast.Call):
+    elif not isinstance(value, ast.Call) and not (
+        isinstance(value, ast.BinOp) and not _may_keep(value)
+    ):
         for part in ast.iter_child_nodes(value):
             yield from _terms(part, scope)
+
+
+def _may_keep(value: ast.BinOp) -> bool:
+    """Tell whether a result may be equal to an operand: not where a constant changes it."""
+    neutral = 0 if isinstance(value.op, (ast.Add, ast.Sub)) else 1
+    constants = [part for part in (value.left, value.right) if isinstance(part, ast.Constant)]
+    return all(part.value == neutral for part in constants)
+
+
+def _iterated(target: ast.expr, source: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield what a loop's names go through; a count is no element."""
+    if not isinstance(source, ast.Call):
+        yield target, source
+        return
+    name = getattr(source.func, "id", "")
+    parts = target.elts if isinstance(target, ast.Tuple) else [target]
+    if name == "range":
+        return
+    if name == "zip" and len(parts) == len(source.args):
+        pairs: Iterable[tuple[ast.expr, ast.expr]] = zip(parts, source.args, strict=True)
+    elif name == "enumerate" and len(parts) == 2:
+        pairs = ((parts[1], source.args[0]),)
+    else:  # reversed(widths), widths.items()
+        values = (
+            [*source.args, source.func] if isinstance(source.func, ast.Attribute) else source.args
+        )
+        pairs = ((target, value) for value in values)
+    for one, other in pairs:
+        yield from _iterated(one, other)
 
 
 def _is_self(value: ast.expr, scope: _Scope) -> bool:
@@ -286,11 +327,15 @@ def _targets(
             return
         if _is_self(function.value, scope):
             found = getattr(owner, function.attr, None)
-        elif isinstance(function.value, ast.Name):
-            found = getattr(names.get(function.value.id), function.attr, None)
+        else:
+            found = getattr(names.get(getattr(function.value, "id", "")), function.attr, None)
+            if found is None and hasattr(Tensor, function.attr):  # x.view(-1, size)
+                return
     elif isinstance(function, ast.Name):
         if function.id in _MAKERS:
             yield function.id
+            return
+        if function.id not in names and hasattr(builtins, function.id):
             return
         found = names.get(function.id)
     found = getattr(found, "func", found)  # a functools.partial
