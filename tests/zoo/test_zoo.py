@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from exactness import prove
+from exactness import call, prove
+from hand_masked import train_problem
 from networks import randomise
 
+import secateur
 from zoo.catalogue import CATALOGUE
 
 
@@ -54,6 +56,18 @@ def test_other_seeds_and_sparsities(name: str, seed: int, tmp_path: Path) -> Non
     model = randomise(case.build().double().eval(), seed)
     proof = prove(model, case.inputs, tmp_path / "saved", seed=seed, sparsity=0.2 + 0.2 * seed)
     assert proof.problems == ()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_cut_network_trains_as_one_masked_by_hand(name: str) -> None:
+    case = CATALOGUE[name]
+    model, inputs = randomise(case.build().double().eval()), case.inputs(2)
+    need_memory(4 * sum(p.nbytes for p in model.parameters()))
+    result = secateur.prune(model, inputs, sparsity=0.5)
+    cuts = result.plan.cuts
+    assert train_problem(model, result.model, cuts, lambda network: call(network, inputs)) == ""
 
 
 @pytest.mark.zoo
