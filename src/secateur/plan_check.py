@@ -28,6 +28,7 @@ from secateur.graph.modules import where_is
 from secateur.graph.passes import Pass
 from secateur.graph.prediction import PlannedAxes, Prediction
 from secateur.graph.program import Node, Program, Ref, family, refs_in
+from secateur.graph.rules_windows import window_steps
 from secateur.graph.tracing import retrace
 from secateur.masking import mask_operations, mask_weights
 from secateur.plan import Plan
@@ -49,6 +50,8 @@ _SHAPED: dict[str, tuple[int, ...] | None] = {
         )
     },
     "aten.eye": _ALL,
+    "aten.as_strided": (1,),
+    "aten.as_strided_copy": (1,),
     "aten.affine_grid_generator": (1,),
     "aten.full": (0,),
     "aten.new_full": (1,),
@@ -336,6 +339,9 @@ def _argument_difference(
         return "it reads other tensors, or constants of other values"
     if old.node.op in _POSITIONS and _as_traced(prediction, traced.before, old.node):
         return _POSITIONS[old.node.op](prediction, planned, old.node, new.node)
+    steps = _steps_of_windows(prediction, planned, traced.before, old.node)
+    if steps is not None and (fault := _step_difference(steps, new.node)):
+        return fault
     stated = prediction.stated(traced.first + old.index)
     for number, (axis, less) in stated.items():
         wanted = planned.size(axis) - less
@@ -350,6 +356,7 @@ def _argument_difference(
         if (
             place in given
             or place in stated
+            or (place == 2 and steps is not None)
             or (old.node.op == "aten.arange" and _end_of_range(old.node, place))
         ):
             continue
@@ -358,6 +365,24 @@ def _argument_difference(
         if not same_number(traced.before, one, other):
             return f"{_called(place)} is {_shown(other)} where it was {_shown(one)}"
     return ""
+
+
+def _steps_of_windows(
+    prediction: Prediction, planned: PlannedAxes, program: Program, node: Node
+) -> list[int] | None:
+    """Return the steps in memory that windows will have; None for another operation."""
+    if not node.op.startswith("aten.as_strided") or not _as_traced(prediction, program, node):
+        return None
+    key = node.args[0].key
+    shape = program.tensors[key].shape
+    return window_steps(node, shape, program.strides[key], planned.shape(key, shape))
+
+
+def _step_difference(wanted: list[int], node: Node) -> str:
+    sizes, found = node.args[1:3]
+    if all(size == 1 or one == step for size, one, step in zip(sizes, found, wanted, strict=True)):
+        return ""
+    return f"its steps in memory are {tuple(found)} where {tuple(wanted)} was predicted"
 
 
 def _as_traced(prediction: Prediction, program: Program, node: Node) -> bool:

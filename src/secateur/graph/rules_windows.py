@@ -46,6 +46,35 @@ def as_strided(flow: Flow, node: Node) -> None:
     flow.set(node, [*dims[:first], *pinned, *dims[middle:]])
 
 
+def window_steps(
+    node: Node, before: Sequence[int], strides: Sequence[int], after: Sequence[int]
+) -> list[int] | None:
+    """Return the steps in memory of ``as_strided`` over a tensor of another shape.
+
+    Args:
+        node: the operation over the tensor as it was traced.
+        before: shape of that tensor.
+        strides: of that tensor.
+        after: its other shape.
+
+    Returns:
+        one step for every dimension of the result, None where the rule follows none.
+    """
+    inner = inner_dims(before, strides)
+    if inner is None or len(node.args) > 3:
+        return None
+    sizes, steps = (tuple(map(int, given)) for given in node.args[1:3])
+    first, last, row = _windows(before, inner, sizes, steps)
+    found = []
+    for place, step in enumerate(steps):
+        if first <= place < len(sizes) - last:
+            found.append(step // _count(before, row) * _count(after, row))
+        else:
+            d = place if place < first else place - len(sizes) + len(before)
+            found.append(_count(after, inner[d]))
+    return found
+
+
 def _windows(
     shape: Sequence[int],
     inner: Sequence[tuple[int, ...]],
