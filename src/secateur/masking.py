@@ -139,7 +139,8 @@ class _Running:
         told = _path.get()
         if told is not None:
             return {told}
-        mine = [one for one in self.passes if one.method == method] or self.passes
+        sized = [one for one in self.passes if not one.shapes]
+        mine = [one for one in sized if one.method == method] or sized
         alike = [one for one in mine if one.training == self.module.training] or mine
         return {one.path for one in alike}
 

@@ -49,12 +49,14 @@ class TracedPass:
         method: what takes the example; "forward" for a call of the network.
         training: whether it ran in train mode.
         path: its number among the passes that run different operations.
+        shapes: of the example input at another size, those of its tensors; else empty.
     """
 
     example: int
     method: str
     training: bool
     path: int
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ class Plan:
                 )
                 for point in data["masks"]
             )
-            data["passes"] = tuple(TracedPass(**one) for one in data["passes"])
+            data["passes"] = tuple(
+                TracedPass(**{**one, "shapes": tuple(map(tuple, one["shapes"]))})
+                for one in data["passes"]
+            )
             data["scales"] = tuple(
                 Scale(**{**scale, "positions": _positions(scale["positions"])})
                 for scale in data["scales"]

@@ -176,7 +176,8 @@ def _lay_out(graph: Graph, mended: Mended, given_back: dict[str, int]) -> Plan:
         pruned=graph.cost(mended.removed),
         lengths=tuple(norm for norm in layout.lengths if cuts[norm[1]]),
         passes=tuple(
-            TracedPass(one.example, one.method, one.training, path) for one, path in graph.passes
+            TracedPass(one.example, one.method, one.training, path, one.shapes)
+            for one, path in graph.passes
         ),
         notes=graph.notes,
         caches=graph.caches,

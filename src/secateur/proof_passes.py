@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from secateur.graph.input_sizes import with_shapes
 from secateur.graph.passes import Pass
 from secateur.plan import Plan
 
@@ -15,13 +16,20 @@ def passes_to_compare(plan: Plan, passes: Sequence[Pass]) -> list[tuple[Pass, in
 
     An example that was not traced has none; in train mode it is left out.
     """
-    paths = {(one.example, one.method, one.training): one.path for one in plan.passes}
+    paths = {
+        (one.example, one.method, one.training): one.path for one in plan.passes if not one.shapes
+    }
     found: dict[tuple[int, int | None], tuple[Pass, int | None]] = {}
     for one in passes:
         path = paths.get((one.example, one.method, one.training))
         if path is not None or not one.training:
             found.setdefault((one.example, path), (one, path))
-    return list(found.values())
+    resized = (
+        (Pass(with_shapes(passes[0].inputs, one.shapes), shapes=one.shapes), one.path)
+        for one in plan.passes
+        if one.shapes
+    )
+    return [*found.values(), *((one, path) for one, path in resized if one.inputs is not None)]
 
 
 def share_statistics(model: nn.Module, network: nn.Module, plan: Plan) -> None:

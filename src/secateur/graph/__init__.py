@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -28,11 +28,12 @@ from secateur.graph.copies import copy_model
 from secateur.graph.cost import Cost, Sizes, alive_units, check_removed, cost
 from secateur.graph.flow import Flow
 from secateur.graph.groups import Analysis, Group, Layout, Pinned, Removed, Slot, analyse
+from secateur.graph.input_sizes import find_lengths, pin_size_dependent, resized_inputs
 from secateur.graph.mend import Mended, mend
 from secateur.graph.module_caches import empty_caches
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.passes import FORWARD, Pass
-from secateur.graph.paths import record_paths
+from secateur.graph.paths import Paths, record_another_size, record_paths
 from secateur.graph.prediction import Prediction
 from secateur.graph.program import Program
 from secateur.graph.reach import ENOUGH, reach
@@ -145,22 +146,63 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _analysed(model: nn.Module, program: Program) -> Analysis:
-    """Find groups and pins; with whole groups of convolutions where that frees more."""
+def _analysed(model: nn.Module, program: Program, base: Flow | None = None) -> _Found:
+    """Find groups and pins; with whole groups of convolutions where that frees more.
 
-    def flowed(*, whole_groups: bool) -> Analysis:
+    ``base`` is what the program's passes gave before its last, one at another size of the inputs.
+    """
+    size_dependent = False
+
+    def flowed(*, whole_groups: bool) -> tuple[Analysis, Flow]:
         flow = Flow(program, whole_groups=whole_groups)
         unreached: list[str] = []
-        flow.run(lambda flow: unreached.extend(hold_unreached(flow, model)))
-        return analyse(flow, unreached)
 
-    found = flowed(whole_groups=False)
+        def hold(flow: Flow) -> None:
+            nonlocal size_dependent
+            unreached.extend(hold_unreached(flow, model))
+            if base is not None:
+                size_dependent |= pin_size_dependent(flow, base)
+
+        flow.run(hold)
+        return analyse(flow, unreached), flow
+
+    found, flow = flowed(whole_groups=False)
     reached = reach(found)
     if reached.share < ENOUGH and has_grouped_convolutions(program):
-        other = flowed(whole_groups=True)
+        other, whole = flowed(whole_groups=True)
         if reach(other).stuck < reached.stuck:
-            found, reached = other, reach(other)
-    return replace(found, notes=(*found.notes, *reached.notes()))
+            found, flow, reached = other, whole, reach(other)
+    found = replace(found, notes=(*found.notes, *reached.notes()))
+    return _Found(found, flow, size_dependent)
+
+
+class _Found(NamedTuple):
+    """An analysis, what it comes from, and whether anything depends on the inputs' sizes."""
+
+    analysis: Analysis
+    flow: Flow
+    size_dependent: bool
+
+
+def _at_other_sizes(
+    model: nn.Module, example_inputs: Any, paths: Paths, found: _Found
+) -> tuple[Paths, Analysis]:
+    """Trace another size where views may depend on it; where they do, it is a further pass."""
+    lengths = find_lengths(found.flow)
+    if not lengths:
+        return paths, found.analysis
+    other = record_another_size(model, paths, resized_inputs(example_inputs, lengths))
+    if other is None:
+        notes = (*found.analysis.notes, _ONE_SIZE)
+        return paths, replace(found.analysis, notes=notes)
+    again = _analysed(model, other.joined(), found.flow)
+    return (other, again.analysis) if again.size_dependent else (paths, found.analysis)
+
+
+_ONE_SIZE = (
+    "what a view parts depends on the size of the inputs, and the network took no other size that "
+    "was tried: proved at the example's size; add another with also=[...]"
+)
 
 
 @normal_mode()
@@ -188,7 +230,7 @@ def trace(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()) -> Gr
             bare = copy_model(model, lambda _, tensor: tensor)
             empty_caches(bare, caches)
         paths = record_paths(bare, example_inputs, also)
-        found = _analysed(bare, paths.joined())
+        paths, found = _at_other_sizes(bare, example_inputs, paths, _analysed(bare, paths.joined()))
     return Graph(
         model,
         found.groups,

@@ -34,17 +34,21 @@ class Pass:
         method: path of the method that takes them; "forward" is a call of the network itself.
         training: neutral train mode with gradients enabled, instead of eval mode without.
         example: 0 for the example input, 1 and on for further ones.
+        shapes: of the example input at another size, those of its tensors; else empty.
     """
 
     inputs: Any
     method: str = FORWARD
     training: bool = False
     example: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def label(self) -> str:
         """The pass in words; "" for the example input in eval mode."""
         parts = [f"further example {self.example}"] if self.example else []
+        if self.shapes:
+            parts.append("another size")
         if self.method != FORWARD:
             parts.append(f"method {self.method}")
         if self.training:

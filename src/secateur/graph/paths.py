@@ -7,7 +7,7 @@ demands of a size holds for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from secateur.errors import TraceError
+from secateur.graph.input_sizes import views_differ
 from secateur.graph.passes import Pass, list_passes
-from secateur.graph.program import Call, Node, Program, Ref
+from secateur.graph.program import Call, Node, Program, Ref, tensor_leaves
 from secateur.graph.sizes import Expr, Sized, rename
 from secateur.graph.tracing import record
 
@@ -97,6 +98,23 @@ def record_paths(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()
         passes.append((one, path))
     programs[0].caches = {path: unused for p in programs for path, unused in p.caches.items()}
     return Paths(tuple(programs), tuple(passes), tuple(notes))
+
+
+def record_another_size(model: nn.Module, paths: Paths, examples: Iterable[Any]) -> Paths | None:
+    """Record the first of ``examples`` that is of another size inside; None where none is."""
+    for inputs in examples:
+        try:
+            program = record(model, inputs, after=paths.programs[-1], only=paths.programs[0].way)
+        except TraceError:
+            continue
+        if not views_differ(paths.programs[0], program):
+            continue
+        shapes = tuple(tuple(tensor.shape) for tensor in tensor_leaves(inputs))
+        one = Pass(inputs, shapes=shapes), len(paths.programs)
+        paths.programs[0].caches |= program.caches
+        notes = tuple(dict.fromkeys((*paths.notes, *program.notes)))
+        return Paths((*paths.programs, program), (*paths.passes, one), notes)
+    return None
 
 
 def same_path(one: Program, other: Program) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,30 @@ def view(flow: Flow, node: Node) -> None:
     dims = flow.dims(source)
     out: list[Axis] = [fixed(1)] * len(target)
     kept: list[tuple[int, int]] = []
+    for sources, big in view_blocks(shape, target):
+        if len(big) == 1 and len(sources) == 1:
+            out[big[0]] = dims[sources[0]]
+            kept.append((big[0], sources[0]))
+        elif big:
+            joined = merge([dims[d] for d in sources])
+            parts = flow.axes.split(joined, [target[d] for d in big], flow.where(node))
+            for d, axis in zip(big, parts, strict=True):
+                out[d] = axis
+    for axis, stated in zip(out, stated_sizes(node, target), strict=True):
+        if stated is not None and len(axis) > 1:
+            flow.require(node, axis, stated)
+    where = dict(kept)
+    flow.moved(node, source, [where.get(d, -1) for d in range(len(target))])
+    flow.set(node, out)
+
+
+def view_blocks(
+    shape: Sequence[int], target: Sequence[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the dimensions of a view in blocks of equal product, those of size one left out.
+
+    Each is a list of dimensions of ``shape`` and one of ``target``; neither has a zero.
+    """
     i = j = 0
     while i < len(shape) or j < len(target):
         ins, outs = [i] if i < len(shape) else [], [j] if j < len(target) else []
@@ -98,22 +122,7 @@ def view(flow: Flow, node: Node) -> None:
                 outs.append(j)
                 right *= target[j]
         i, j = i + 1, j + 1
-        big = [d for d in outs if target[d] > 1]
-        sources = [d for d in ins if shape[d] > 1]
-        if len(big) == 1 and len(sources) == 1:
-            out[big[0]] = dims[sources[0]]
-            kept.append((big[0], sources[0]))
-        elif big:
-            joined = merge([dims[d] for d in sources])
-            parts = flow.axes.split(joined, [target[d] for d in big], flow.where(node))
-            for d, axis in zip(big, parts, strict=True):
-                out[d] = axis
-    for axis, stated in zip(out, stated_sizes(node, target), strict=True):
-        if stated is not None and len(axis) > 1:
-            flow.require(node, axis, stated)
-    where = dict(kept)
-    flow.moved(node, source, [where.get(d, -1) for d in range(len(target))])
-    flow.set(node, out)
+        yield [d for d in ins if shape[d] > 1], [d for d in outs if target[d] > 1]
 
 
 @rule("permute", "permute_copy")

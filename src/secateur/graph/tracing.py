@@ -99,6 +99,7 @@ def record(
     method: str = FORWARD,
     training: bool = False,
     after: Program | None = None,
+    only: str = "",
 ) -> Program:
     """Trace one pass of ``model``.
 
@@ -109,6 +110,8 @@ def record(
         training: trace in neutral train mode (see ``passes``) instead of eval mode.
         after: another pass of the same model: tensors are numbered on from its own, parameters
             and buffers keep their numbers.
+        only: the one kind of tensors to trace with, "meta", "fake" or "real"; else the first of
+            these that the network bears.
 
     Raises:
         InputError: as :func:`check_inputs`.
@@ -117,7 +120,7 @@ def record(
     check_inputs(model, example_inputs)
     ways = ["meta", "fake"] if any(p.is_meta for p in model.parameters()) else WAYS
     reasons: list[str] = []
-    for way in ways:
+    for way in [only] if only else ways:
         made: list[weakref.ref[Tensor]] = []
         try:
             with shared_variables_put_back(model):
@@ -129,7 +132,7 @@ def record(
             forget(made, failed=program is None)
         if program is None:
             continue
-        if way == "real":
+        if way == "real" and not only:
             program.notes.append(
                 f"traced with real tensors, as fakes failed: {reasons[-1]}; where the code "
                 "chooses by values, only what the examples choose is proved: add others with "
