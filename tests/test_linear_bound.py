@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.graph.axes import Axes
-from secateur.graph.flow import refs_of
 from secateur.planning import make_plan
 
 SOURCE = str(Path(secateur.__file__).parent)
@@ -153,7 +152,7 @@ def measure(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[Work, Wo
     counted(lambda: make_plan(graph, removed), planning, monkeypatch)
     program = graph.program
     for node in program.nodes:
-        refs = refs_of(node)
+        refs = node.refs
         analysis.pairs += len(refs) + len(node.outs)
         analysis.sizes += sum(sum(program.shape(ref)) for ref in refs)
     analysis.atoms = graph.layout.units

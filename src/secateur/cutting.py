@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError
 from secateur.graph.attributes import change_held, set_held
-from secateur.graph.copies import copy_model, every_tensor, named_tensors, replica
+from secateur.graph.copies import copy_model, every_tensor, meta_like, named_tensors, replica
 from secateur.graph.module_caches import empty_caches
+from secateur.graph.module_tree import modules_of
 from secateur.graph.normal_mode import normal_mode
 from secateur.plan import Plan, Scale, digest_of
 
@@ -47,7 +48,7 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
             for name, tensor in given
             if name in plan.cuts or name in scales
         }
-        for module in model.modules():
+        for _, module in modules_of(model):
             for table in (module._parameters, module._buffers):
                 for key, tensor in table.items():
                     if tensor is not None and id(tensor) in made:
@@ -58,11 +59,30 @@ def cut(model: M, plan: Plan, *, inplace: bool = False) -> M:
         pruned = copy_model(
             model, lambda name, t: _kept(t, plan.cuts.get(name, {}), scales.get(name, ()))
         )  # type: ignore[assignment]
-    _shorten(before, dict(every_tensor(pruned)), plan)
-    set_held(pruned, plan.attributes)
-    empty_caches(pruned, plan.caches)
-    declare_sizes(pruned)
+    if plan.lengths:
+        _shorten(before, dict(every_tensor(pruned)), plan)
+    _declare_plan(pruned, plan)
     return pruned
+
+
+def planned_model(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the network that ``plan`` would make of ``model``, without memory, for a trace."""
+
+    def planned(name: str, tensor: Tensor) -> Tensor:
+        made = meta_like(tensor)
+        for dim, positions in plan.cuts.get(name, {}).items():
+            made = made.narrow(dim, 0, made.shape[dim] - len(positions))
+        return torch.empty_like(made) if name in plan.cuts else made
+
+    made = copy_model(model, planned, apart=True)
+    _declare_plan(made, plan)
+    return made
+
+
+def _declare_plan(model: nn.Module, plan: Plan) -> None:
+    set_held(model, plan.attributes)
+    empty_caches(model, plan.caches)
+    declare_sizes(model)
 
 
 def check_fit(model: nn.Module, plan: Plan) -> None:
@@ -116,7 +136,7 @@ def shapes_of(model: nn.Module, others: Container[str] = ()) -> dict[str, tuple[
     """
     passing = {
         f"{name}.{key}" if name else key
-        for name, module in model.named_modules()
+        for name, module in modules_of(model)
         for key in module._non_persistent_buffers_set
     }
     own = {name for name, _ in named_tensors(model)} - passing
@@ -163,7 +183,7 @@ def _shorten(before: Mapping[str, Tensor], after: Mapping[str, Tensor], plan: Pl
 
 def declare_sizes(model: nn.Module) -> None:
     """Make the sizes that PyTorch's own modules declare agree with their tensors."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for _, module in modules_of(model) if module.training]
     for module in training:
         module.training = False  # looking at a spectral norm's weight would change its buffers
     try:
@@ -174,7 +194,7 @@ def declare_sizes(model: nn.Module) -> None:
 
 
 def _declare(model: nn.Module) -> None:
-    for module in model.modules():
+    for _, module in modules_of(model):
         if isinstance(module, nn.modules.conv._ConvNd):
             inner, outer = (0, 1) if module.transposed else (1, 0)
             shape = module.weight.shape

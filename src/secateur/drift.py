@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import torch
 
 from secateur.errors import PlanError
-from secateur.graph.flow import refs_of
 from secateur.graph.modules import where_is
 from secateur.graph.program import Node, Program, Ref
 from secateur.plan import Plan, Scale
@@ -66,7 +65,7 @@ def keep_numbers(plan: Plan, traced: Sequence[Retraced]) -> Plan:
 
 
 def _read(node: Node) -> list[int]:
-    return [ref.key for ref in refs_of(node)]
+    return [ref.key for ref in node.refs]
 
 
 def _scales(
@@ -134,7 +133,7 @@ def _drifts(traced: Retraced) -> list[tuple[int, float]]:
                 raise DriftError(traced.first + old.index, node)
             else:
                 found.append((old.index, ratio ** FACTORS[node.op]))
-        for place, ref in enumerate(refs_of(node)):
+        for place, ref in enumerate(node.refs):
             if ref.key in ratios:
                 ratio = ratios[ref.key]
                 plain = place < len(node.args) and node.args[place] == ref
@@ -157,7 +156,7 @@ def _singles(program: Program) -> dict[int, float]:
         if program.tensors[key].shape == ()
     }
     for node in program.nodes:
-        refs = refs_of(node)
+        refs = node.refs
         known = all(ref.key in values for ref in refs) if refs else node.op in CONSTANTS
         if known and len(node.outs) == 1 and program.tensors[node.outs[0]].shape == ():
             args = [values[a.key] if isinstance(a, Ref) else a for a in node.args]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from secateur.cutting import cut
+from secateur.cutting import cut, planned_model
 from secateur.graph import Graph
-from secateur.graph.copies import clone_model, copy_model, meta_like
+from secateur.graph.alignment import Step, alike, same_origin, same_values, steps_of
+from secateur.graph.copies import clone_model
 from secateur.graph.cost import alive_units
 from secateur.graph.module_caches import empty_caches
 from secateur.graph.modules import where_is
 from secateur.graph.passes import Pass
 from secateur.graph.prediction import PlannedAxes, Prediction
-from secateur.graph.program import Node, Program, Ref, family, refs_in
+from secateur.graph.program import Node, Program, Ref
 from secateur.graph.rules_windows import window_steps
 from secateur.graph.tracing import retrace
 from secateur.masking import mask_operations, mask_weights
@@ -66,13 +66,6 @@ _SHAPED: dict[str, tuple[int, ...] | None] = {
     "aten.convolution": (8,),
 }  # fmt: skip
 
-# PyTorch takes or leaves these out by how a tensor lies in memory, not by what it holds.
-_LAYOUT = frozenset(
-    f"aten.{name}"
-    for name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias",
-                 "contiguous", "detach")
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Departure:
@@ -89,15 +82,6 @@ class Departure:
     module: str
     reason: str
     units: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Step:
-    """An operation and where its tensors come from, comparable between two traces."""
-
-    index: int
-    node: Node
-    sources: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -130,20 +114,42 @@ def check_trace(graph: Graph, plan: Plan) -> list[Retraced] | Departure:
     traced: list[Retraced] = []
     first = 0
     for number, program in enumerate(graph.programs):
-        one = next(one for one, path in graph.passes if path == number)
-        found = _trace_planned(graph.model, plan, one, number, program)
-        departs: Departure | None = None
-        for pair in _alignments(*found, first) if found else ():
-            fault = _departure(graph.prediction, planned, pair)
-            if fault is None:
-                traced.append(pair)
-                departs = None
-                break
-            departs = departs or fault
-        if departs is not None and _runs_alike(graph, one, program, first):
-            return departs
+        for one in _forms(graph, number):
+            found = _check_pass(graph, plan, planned, one, number, first)
+            if isinstance(found, Departure):
+                return found
+            if found is not None:
+                traced.append(found)
         first += len(program.nodes)
     return traced
+
+
+def _forms(graph: Graph, number: int) -> list[Pass]:
+    """Return the passes that ran alike on a path, which a cut may part: one of each mode."""
+    mine = [one for one, path in graph.passes if path == number]
+    forms = list({one.training: one for one in reversed(mine)}.values())
+    return forms if graph.reads_mode else forms[-1:]
+
+
+def _check_pass(
+    graph: Graph,
+    plan: Plan,
+    planned: PlannedAxes,
+    one: Pass,
+    number: int,
+    first: int,
+) -> Retraced | Departure | None:
+    program = graph.programs[number]
+    found = _trace_planned(graph.model, plan, one, number, program)
+    fault: Departure | None = None
+    for pair in _alignments(*found, first) if found else ():
+        departs = _departure(graph.prediction, planned, pair)
+        if departs is None:
+            return pair
+        fault = fault or departs
+    if fault is not None and _runs_alike(graph, one, program, first):
+        return fault
+    return None
 
 
 def _runs_alike(graph: Graph, one: Pass, program: Program, first: int) -> bool:
@@ -161,7 +167,7 @@ def _trace_planned(
 ) -> tuple[Program, Program, str] | None:
     """Return the dense program, the planned one, and what stopped it, if anything."""
     if dense.way != "real":
-        twin = cut(copy_model(model, lambda _, t: meta_like(t)), plan, inplace=True)
+        twin = planned_model(model, plan)
         after, stopped = retrace(twin, one, dense)
         if stopped and dense.way == "meta" and after.met_values:
             # The code keeps a tensor from a later pass, which none on meta goes with.
@@ -208,27 +214,19 @@ def _alignments(before: Program, after: Program, stopped: str, first: int) -> It
     keeps one from an earlier pass: those that run again must then be the same.
     """
     for layout, constants in ((True, True), (False, True), (False, False)):
-        (olds, known), (news, again) = (
-            _steps(program, layout, constants) for program in (before, after)
+        (olds, known, _), (news, again, _) = (
+            steps_of(program, layout, constants) for program in (before, after)
         )
-        alike = _alike(olds, news)
-        pairs = tuple(zip(olds[:alike], news[:alike], strict=True))
-        if alike == len(news) and (alike == len(olds) or stopped):
+        same = alike(olds, news)
+        pairs = tuple(zip(olds[:same], news[:same], strict=True))
+        if same == len(news) and (same == len(olds) or stopped):
             if again <= known:
                 yield Retraced(before, after, pairs, stopped, first)
         elif layout:
-            there = olds[min(alike, len(olds) - 1)].node.op
-            now = news[alike].node.op if alike < len(news) else "nothing"
+            there = olds[min(same, len(olds) - 1)].node.op
+            now = news[same].node.op if same < len(news) else "nothing"
             why = stopped or f"the code takes another path: {now} runs in place of {there}"
             yield Retraced(before, after, pairs, why, first)
-
-
-def _alike(olds: Sequence[Step], news: Sequence[Step]) -> int:
-    """Return how many operations from the first on are of the same kinds."""
-    for place, (old, new) in enumerate(zip(olds, news, strict=False)):
-        if family(old.node.op) != family(new.node.op):
-            return place
-    return min(len(olds), len(news))
 
 
 def _departure(prediction: Prediction, planned: PlannedAxes, traced: Retraced) -> Departure | None:
@@ -252,7 +250,7 @@ def _departure(prediction: Prediction, planned: PlannedAxes, traced: Retraced) -
         if reason:
             return _at(prediction, planned, traced, old, reason, axes)
     if traced.stopped:
-        steps = _steps(traced.before, True, True)[0]
+        steps = steps_of(traced.before, True, True)[0]
         last = traced.pairs[-1][0].index if traced.pairs else -1
         there = next((step for step in steps if step.index > last), steps[-1])
         return _at(prediction, planned, traced, there, traced.stopped, [])
@@ -270,60 +268,11 @@ def _at(
     """Return the departure at a step, with the removed units that ``axes`` or its own depend on."""
     node = step.node
     if not any(len(planned.removed(axis)) for axis in axes):
-        read = refs_in((node.args, tuple(node.kwargs.values())))
-        keys = [*read, *(key for key in node.outs if key >= 0)]
+        keys = [*(ref.key for ref in node.refs), *(key for key in node.outs if key >= 0)]
         axes = [axis for key in keys for axis in prediction.axes(key)]
     units = np.unique(np.concatenate([np.zeros(0, np.int64), *map(planned.removed, axes)]))
     number = traced.first + step.index
     return Departure(number, node.module, f"{where_is(node.op, node.module)}: {reason}", units)
-
-
-def _steps(
-    program: Program, layout: bool, constants: bool
-) -> tuple[list[Step], Counter[tuple[Any, ...]]]:
-    """List the operations with the origin of every tensor that they read.
-
-    An origin is a name, an input's number, a constant's values as bytes (none: unknown), or
-    (step, output).
-
-    Args:
-        program: whose operations.
-        layout: list those, too, that only lay memory out.
-        constants: list those, too, that compute a constant; else they are counted beside.
-    """
-    origin: dict[int, Any] = {key: number for number, key in enumerate(program.inputs)}
-    known = program.way != "real"  # there they may come from data
-    for key, info in enumerate(program.tensors):
-        if info.kind in ("parameter", "buffer"):
-            origin[key] = info.name
-        elif key not in origin:
-            origin[key] = program.literals.get(key, b"") if known else b""
-    steps: list[Step] = []
-    computed: Counter[tuple[Any, ...]] = Counter()
-    for index, node in enumerate(program.nodes):
-        keys = list(refs_in((node.args, tuple(node.kwargs.values()))))
-        if not layout and node.op in _LAYOUT and keys:
-            origin.update(dict.fromkeys(node.outs, origin[keys[0]]))
-            continue
-        if not constants and all(isinstance(origin[key], bytes) for key in keys):
-            origin.update(dict.fromkeys(node.outs, b""))
-            computed[node.op, str(_without_tensors(node.args)), str(node.kwargs)] += 1
-            continue
-        steps.append(Step(index, node, tuple(origin[key] for key in keys)))
-        origin.update({key: (len(steps), place) for place, key in enumerate(node.outs)})
-    return steps, computed
-
-
-def _without_tensors(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_without_tensors, value))
-    return None if isinstance(value, Ref) else value
-
-
-def _same_origin(one: Any, other: Any) -> bool:
-    """Tell whether two tensors come from the same place; a constant may be of unknown values."""
-    constant = isinstance(one, bytes) and isinstance(other, bytes)
-    return bool(one == other) or (constant and not (one and other))
 
 
 def _argument_difference(
@@ -335,7 +284,7 @@ def _argument_difference(
     """
     if not any(prediction.used(key) for key in old.node.outs):
         return ""
-    if len(old.sources) != len(new.sources) or not all(map(_same_origin, old.sources, new.sources)):
+    if len(old.sources) != len(new.sources) or not all(map(same_origin, old.sources, new.sources)):
         return "it reads other tensors, or constants of other values"
     if old.node.op in _POSITIONS and _as_traced(prediction, traced.before, old.node):
         return _POSITIONS[old.node.op](prediction, planned, old.node, new.node)
@@ -412,14 +361,6 @@ def _end_of_range(node: Node, place: int | str) -> bool:
     return place == (0 if node.overload == "default" else 1)
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Ref) or isinstance(other, Ref):
-        return isinstance(one, Ref) and isinstance(other, Ref)
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other) or (one != one and other != other)
-
-
 SLACK = 1e-5
 
 
@@ -427,7 +368,7 @@ def same_number(program: Program, one: Any, other: Any) -> bool:
     """Tell whether two arguments are the same; with real tensors, data may have rounded them."""
     numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
     rounded = program.way == "real" and numbers and not isinstance(one, bool)
-    return _same(one, other) or (rounded and math.isclose(one, other, rel_tol=SLACK))
+    return same_values(one, other) or (rounded and math.isclose(one, other, rel_tol=SLACK))
 
 
 def _called(place: int | str) -> str:
@@ -478,7 +419,7 @@ def _pad(prediction: Prediction, planned: PlannedAxes, old: Node, new: Node) -> 
             wanted = planned.position(axis, one)
         if wanted != other:
             return f"it pads by {other} where {wanted} was predicted"
-    if not _same(old.args[2:], new.args[2:]):
+    if not same_values(old.args[2:], new.args[2:]):
         return f"it pads with {new.args[2:]} where it was {old.args[2:]}"
     return ""
 

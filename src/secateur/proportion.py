@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from secateur.graph.flow import refs_of
 from secateur.graph.program import Node, Program, Ref
 
 Source: TypeAlias = "tuple[str, int, tuple[int, ...]]"
@@ -48,7 +47,7 @@ class Ways:
         self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._makers: dict[int, list[int]] = defaultdict(list)
         for index, node in enumerate(program.nodes):
-            for place, ref in enumerate(refs_of(node)):
+            for place, ref in enumerate(node.refs):
                 self.readers[ref.key].append((index, place))
             for key in node.outs:
                 self._makers[key].append(index)
@@ -105,7 +104,7 @@ class Walk:
         node = self.program.nodes[index]
         if node.op in _SUMS or node.op in _MOVES:
             return False
-        times = sum(ref.key == key for ref in refs_of(node))
+        times = sum(ref.key == key for ref in node.refs)
         return times > 1 or (index, key) not in self.taken
 
     def _unread(self, key: int, touched: Tensor) -> bool:

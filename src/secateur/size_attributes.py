@@ -18,6 +18,7 @@ from secateur.graph.attributes import named_field, owner_of, set_held
 from secateur.graph.construction import Home, SizeAttribute, equal_fields, parts_of, sized_by
 from secateur.graph.copies import cloned, copy_model, integer_attributes, meta_like, named_tensors
 from secateur.graph.module_caches import empty_caches
+from secateur.graph.module_tree import modules_of
 from secateur.graph.program import Program
 from secateur.graph.tracing import record
 from secateur.plan import Plan
@@ -74,7 +75,7 @@ def size_attributes(graph: Graph) -> tuple[SizeAttribute, ...]:
 
 def _find(graph: Graph) -> list[SizeAttribute]:
     model = graph.model
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     of_size: dict[int, list[Place]] = defaultdict(list)
     for name, tensor in named_tensors(model):
         for dim, size in enumerate(tensor.shape):

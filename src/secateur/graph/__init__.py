@@ -74,6 +74,7 @@ class Graph:
         size_attributes: attributes that say a size and that the pass does not read, once found.
         passes: every pass that was traced, with the number of the distinct one that it equals.
         programs: the operations of the distinct passes.
+        reads_mode: whether the network's code may tell train mode from eval mode.
     """
 
     model: nn.Module = field(repr=False)
@@ -86,6 +87,7 @@ class Graph:
     passes: tuple[tuple[Pass, int], ...] = field(repr=False)
     programs: tuple[Program, ...] = field(repr=False)
     prediction: Prediction = field(repr=False)
+    reads_mode: bool = field(repr=False)
     caches: dict[str, str] = field(default_factory=dict, repr=False)
     size_attributes: list[tuple[SizeAttribute, ...]] = field(
         default_factory=list, repr=False, compare=False
@@ -242,5 +244,6 @@ def trace(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()) -> Gr
         paths.passes,
         paths.programs,
         found.prediction,
+        paths.reads_mode,
         caches | paths.programs[0].caches,
     )

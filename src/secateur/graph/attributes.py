@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.errors import PlanError
+from secateur.graph.module_tree import modules_of
 
 Change = Callable[[str, Any], Any]
 """From the path and the value of an integer or a tensor to what takes its place."""
@@ -35,35 +36,52 @@ _NAMESPACES = (types.SimpleNamespace, Namespace)
 
 
 def change_held(
-    model: nn.Module, change: Change, *, but: Iterable[int] = (), configs: bool = True
+    model: nn.Module,
+    change: Change,
+    *,
+    but: Iterable[int] = (),
+    configs: bool = True,
+    integers: bool = True,
 ) -> dict[int, Any]:
     """Put ``change(path, value)`` in place of every integer and tensor that modules hold.
 
     Lists, dictionaries and objects are changed where they are, tuples are made anew. Submodules,
     parameters and buffers stay, and so do objects whose ids are in ``but``, and the configs of
-    Hugging Face models unless ``configs``.
+    Hugging Face models unless ``configs``, and integers unless ``integers``.
 
     Returns:
         Every list, dictionary and object that was visited, by its id.
     """
     walk = _Walk(change, but, configs)
-    for name, module in model.named_modules():
+    plain = _CHANGELESS if integers else _CHANGELESS | {int}
+    for name, module in modules_of(model):
         for key, value in _attributes(module, _MACHINERY):
+            kind = type(value)
+            if kind in plain or (kind is tuple and all(type(part) in plain for part in value)):
+                continue
             made = walk.changed(f"{name}.{key}" if name else key, value)
             if made is not value:
                 vars(module)[key] = made
     return walk.visited
 
 
-def held_values(model: nn.Module, *, configs: bool = True) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of every integer and tensor that modules hold."""
+_CHANGELESS = frozenset({bool, float, str, type(None)})
+
+
+def held_values(
+    model: nn.Module, *, configs: bool = True, integers: bool = True
+) -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of every integer and tensor that modules hold.
+
+    Integers are left out unless ``integers``, which is quicker.
+    """
     found: list[tuple[str, Any]] = []
 
     def note(path: str, value: Any) -> Any:
         found.append((path, value))
         return value
 
-    change_held(model, note, configs=configs)
+    change_held(model, note, configs=configs, integers=integers)
     yield from found
 
 
@@ -83,8 +101,11 @@ class _Walk:
 
     def changed(self, path: str, value: Any) -> Any:
         """Return what takes the place of ``value``; itself where nothing changes."""
-        if type(value) is int or isinstance(value, Tensor):
+        kind = type(value)
+        if kind is int or isinstance(value, Tensor):
             return self._change(path, value)
+        if kind in _CHANGELESS:
+            return value
         if isinstance(value, tuple):
             return self._tuple(path, value)
         if id(value) in self._but or id(value) in self.visited:
@@ -170,6 +191,8 @@ def _attributes(owner: Any, but: Iterable[str] = ()) -> list[tuple[str, Any]]:
     held = getattr(owner, "__dict__", {})
     found = {key: value for key, value in held.items() if key not in but}
     kind = type(owner)
+    if _package(kind) in _FOREIGN and isinstance(owner, nn.Module):
+        return list(found.items())  # PyTorch's own: no slots, no numbers of their classes
     for name in _slots(kind):
         if hasattr(owner, name) and name not in found:
             found[name] = getattr(owner, name)
@@ -189,7 +212,7 @@ def set_held(model: nn.Module, values: Mapping[str, Any]) -> None:
     Raises:
         PlanError: a path leads nowhere.
     """
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     for path, value in values.items():
         home, rest = owner_of(modules, path)
         try:

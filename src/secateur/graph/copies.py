@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.graph.attributes import change_held, held_values
 from secateur.graph.hooks import separate_hooks
+from secateur.graph.module_tree import modules_of, registered_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.sizes import Attr, Sized
 
@@ -75,14 +76,19 @@ def copy_model(model: nn.Module, replace: Replace, *, apart: bool = False) -> nn
     for name, tensor in every_tensor(model):
         if id(tensor) not in memo:
             memo[id(tensor)] = replace(name, tensor)
-    plain = [module for module in model.modules() if _copies_plainly(module)]
+    plain = [module for _, module in modules_of(model) if _copies_plainly(module)]
     for module in plain:
         memo[id(module)] = type(module).__new__(type(module))
     with _HeldTensors(replace):
         for module in plain:
             held = vars(memo[id(module)])
             for key, value in vars(module).items():
-                if key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
+                kind = type(value)
+                if kind in _ATOMS:
+                    held[key] = value
+                elif kind in _TABLES and not value and id(value) not in memo:
+                    held[key] = memo[id(value)] = kind()
+                elif key != "_compiled_call_impl":  # nn.Module.__getstate__ drops it too
                     held[key] = _copy_value(value, memo)
         copied = copy.deepcopy(model, memo)
         if apart:
@@ -156,7 +162,8 @@ _PLAIN_STATE = frozenset(
 )  # fmt: skip
 
 
-_ATOMS = (int, float, bool, str, type(None))
+_ATOMS = frozenset({int, float, bool, str, type(None)})
+_TABLES = frozenset({dict, OrderedDict})
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
@@ -182,8 +189,7 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and tensor of every parameter and buffer, ties once."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    yield from registered_tensors(model)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -198,7 +204,7 @@ def held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     Parameters and buffers that lie in attributes, too, are none of them.
     """
     seen = {id(tensor) for _, tensor in named_tensors(model)}
-    for path, value in held_values(model):
+    for path, value in held_values(model, integers=False):
         if isinstance(value, Tensor) and id(value) not in seen:
             seen.add(id(value))
             yield path, value

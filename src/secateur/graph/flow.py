@@ -17,7 +17,7 @@ import numpy as np
 
 from secateur.graph.axes import Axes, Axis, fixed
 from secateur.graph.modules import where_is
-from secateur.graph.program import Node, Program, Ref, family, refs_in
+from secateur.graph.program import Node, Program, Ref, family
 from secateur.graph.sizes import Apply, Dim, Expr, Sized, expr_of
 from secateur.registry import Registry
 
@@ -206,7 +206,7 @@ class Flow:
         return known
 
     def _apply(self, node: Node) -> None:
-        known = all(self.known(ref) for ref in refs_of(node))
+        known = all(self.known(ref) for ref in node.refs)
         if not known:
             self.give_up(node, "it reads a tensor that nothing produced")
         elif node.op in RULES or node.pointwise:
@@ -225,7 +225,7 @@ class Flow:
 
     def _check_positions(self, node: Node) -> None:
         """Numbers of positions go on with what carries them; what would misread them pins."""
-        for place, ref in enumerate(refs_of(node)):
+        for place, ref in enumerate(node.refs):
             axis = self.positions.get(ref.key)
             if axis is None:
                 continue
@@ -289,7 +289,7 @@ class Flow:
     def give_up(self, node: Node, why: str) -> None:
         """Pin everything that ``node`` touches."""
         reason = f"{self.where(node)}: {why}"
-        for ref in refs_of(node):
+        for ref in node.refs:
             if ref.key in self.positions:
                 self.axes.pin(self.positions[ref.key], reason)
             if self.known(ref):
@@ -449,11 +449,6 @@ class Flow:
     def count(self, factor: int, axes: Sequence[Axis]) -> None:
         """Note the multiply-accumulates of the current operation."""
         self.work.append(Work(self._index, factor, tuple(axes)))
-
-
-def refs_of(node: Node) -> list[Ref]:
-    """Return the tensors that ``node`` reads, in order."""
-    return [Ref(key) for key in refs_in((node.args, tuple(node.kwargs.values())))]
 
 
 def _wraps(node: Node) -> bool:

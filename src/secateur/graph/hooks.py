@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from secateur.graph.module_tree import modules_of
+
 CopyValue: TypeAlias = Callable[[Any, dict[int, Any]], Any]
 
 # Hooks of these compute, as weight norm does, and store nothing of the user's.
@@ -64,7 +66,7 @@ def shared_variables_put_back(model: nn.Module) -> Iterator[None]:
 
 
 def _tables(model: nn.Module) -> Iterator[dict[int, Any]]:
-    for module in model.modules():
+    for _, module in modules_of(model):
         for name, hooks in vars(module).items():
             if name.endswith("_hooks") and isinstance(hooks, dict) and hooks:
                 yield hooks
@@ -109,7 +111,7 @@ class _Separated:
         self._functions[id(function)] = made
         self._kept.append(function)
         for cell, old in zip(cells, function.__closure__ or (), strict=True):
-            if _is_filled(old):
+            if is_filled(old):
                 cell.cell_contents = self._value(old.cell_contents)
         made.__defaults__ = self._value(function.__defaults__)
         made.__kwdefaults__ = self._value(function.__kwdefaults__)
@@ -123,7 +125,7 @@ class _Separated:
         mine = self._globals.get(id(theirs))
         if mine is None:
             mine = self._globals[id(theirs)] = dict(theirs)
-        for name in _names(function.__code__):
+        for name in names_in(function.__code__):
             if name in theirs and mine[name] is theirs[name]:
                 mine[name] = self._value(theirs[name])
         return mine
@@ -143,14 +145,16 @@ def _is_foreign(owner: Any) -> bool:
     return (getattr(owner, "__module__", None) or "").partition(".")[0] in _FOREIGN
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that code mentions, that of functions inside it included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names_in(constant)
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def is_filled(cell: types.CellType) -> bool:
+    """Tell whether a closed-over variable has a value."""
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -183,17 +187,18 @@ def _reached(
         if homes is not None and id(function.__globals__) not in homes:
             continue
         found[id(function)] = function
-        named = [function.__globals__.get(name) for name in _names(function.__code__)]
-        closed = [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
+        named = [function.__globals__.get(name) for name in names_in(function.__code__)]
+        closed = [c.cell_contents for c in function.__closure__ or () if is_filled(c)]
         for value in (*named, *closed):
             if isinstance(value, types.FunctionType):
                 waiting.append(value)
             elif isinstance(value, type) and not _is_foreign(value):
-                waiting += _methods(value)
+                waiting += methods_of(value)
     return list(found.values())
 
 
-def _methods(kind: type) -> list[types.FunctionType]:
+def methods_of(kind: type) -> list[types.FunctionType]:
+    """Return the functions that a class itself defines, those of its properties included."""
     plain = [getattr(value, "__func__", value) for value in vars(kind).values()]
     plain += [value.fget for value in vars(kind).values() if isinstance(value, property)]
     return [value for value in plain if isinstance(value, types.FunctionType)]
@@ -201,13 +206,13 @@ def _methods(kind: type) -> list[types.FunctionType]:
 
 def _variables(function: types.FunctionType) -> Iterator[tuple[int, str]]:
     """Yield the variables that a function knows: by module and name, or by the cell."""
-    for name in _names(function.__code__):
+    for name in names_in(function.__code__):
         value = function.__globals__.get(name)
         code = isinstance(value, type | types.ModuleType) or callable(value)
         if name in function.__globals__ and not code:
             yield id(function.__globals__), name
     for cell in function.__closure__ or ():
-        if _is_filled(cell) and not isinstance(cell.cell_contents, type):
+        if is_filled(cell) and not isinstance(cell.cell_contents, type):
             yield id(cell), ""
 
 
@@ -218,8 +223,8 @@ def _read_by_code(model: nn.Module) -> set[tuple[int, str]]:
 
 
 def _methods_of(model: nn.Module) -> list[types.FunctionType]:
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-    return [f for kind in kinds if not _is_foreign(kind) for f in _methods(kind)]
+    kinds = {kind for _, module in modules_of(model) for kind in type(module).__mro__}
+    return [f for kind in kinds if not _is_foreign(kind) for f in methods_of(kind)]
 
 
 def _meets(function: types.FunctionType, read: set[tuple[int, str]]) -> bool:
@@ -238,7 +243,7 @@ def _to_put_back(functions: Iterable[types.FunctionType]) -> list[Callable[[], N
                 put = functools.partial(theirs.__setitem__, variable[1], theirs[variable[1]])
                 back[variable] = put
         for cell in function.__closure__ or ():
-            if _is_filled(cell) and (id(cell), "") not in back:
+            if is_filled(cell) and (id(cell), "") not in back:
                 values[id(cell.cell_contents)] = cell.cell_contents
                 put = functools.partial(setattr, cell, "cell_contents", cell.cell_contents)
                 back[id(cell), ""] = put

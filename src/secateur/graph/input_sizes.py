@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secateur.graph.axes import Axis
 from secateur.graph.copies import map_tensors
-from secateur.graph.flow import Flow, refs_of
+from secateur.graph.flow import Flow
 from secateur.graph.modules import where_is
 from secateur.graph.program import Node, Program, Ref, family, tensor_leaves
 from secateur.graph.rules_views import stated_sizes, view_blocks
@@ -46,7 +46,7 @@ def find_lengths(flow: Flow) -> set[int]:
     found: set[int] = set()
     fed = set(program.inputs)
     for node in program.nodes[: program.ends[0] if program.ends else None]:
-        if any(ref.key in fed for ref in refs_of(node)):
+        if any(ref.key in fed for ref in node.refs):
             fed.update(node.outs)
         if node.op in _VIEWS and node.overload != "dtype" and isinstance(node.args[0], Ref):
             found |= _lengths_of_view(flow, node, fed=node.args[0].key in fed)

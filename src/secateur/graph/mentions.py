@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from secateur.graph.module_tree import modules_of
+
 _ANY = frozenset({"getattr", "children", "named_children", "_modules", "_parameters", "_buffers"})
 _SETS_UP = ("init", "reset")
 
@@ -21,10 +23,10 @@ def mentioned(model: nn.Module) -> tuple[frozenset[str], bool]:
     do not count, nor does what a subclass has replaced.
     """
     names: set[str] = set()
-    kinds: set[Any] = {type(module) for module in model.modules()}
+    kinds: set[Any] = {type(module) for _, module in modules_of(model)}
     for kind in kinds:
         names |= _of_class(kind)
-    for module in model.modules():
+    for _, module in modules_of(model):
         if "forward" in vars(module):
             names |= _of_function(vars(module)["forward"])
     return frozenset(names), bool(names & _ANY)

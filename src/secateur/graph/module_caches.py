@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.graph.attributes import owner_of
+from secateur.graph.module_tree import modules_of, registered_tensors
 from secateur.graph.program import tensor_leaves
 from secateur.graph.sizes import Sized
 
@@ -107,8 +108,8 @@ class ModuleCaches:
     def __init__(self, model: nn.Module, intact: Collection[str]) -> None:
         self._homes: dict[str, tuple[nn.Module, str]] = {}
         self._emptied: dict[str, _Emptied] = {}
-        registered = {id(t) for t in (*model.parameters(), *model.buffers())}
-        for name, module in model.named_modules():
+        registered = {id(tensor) for _, tensor in registered_tensors(model)}
+        for name, module in modules_of(model):
             for key, value in vars(module).items():
                 path = f"{name}.{key}" if name else key
                 if type(value) not in (dict, OrderedDict) or key in _MACHINERY or path in intact:
@@ -155,7 +156,7 @@ def _is_result(value: Any, registered: Collection[int]) -> bool:
 
 def empty_caches(model: nn.Module, caches: Caches) -> None:
     """Put attributes back to what they are before their first use."""
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     for path, unused in caches.items():
         home, key = owner_of(modules, path)
         held: dict[str, Any] = modules[home].__dict__
@@ -169,10 +170,10 @@ def empty_caches(model: nn.Module, caches: Caches) -> None:
 
 def keeping(model: nn.Module) -> dict[str, Any]:
     """Return the lists and tensors in attributes that are no parameters and buffers, by path."""
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    own = {id(tensor) for _, tensor in registered_tensors(model)}
     return {
         f"{name}.{key}" if name else key: value
-        for name, module in model.named_modules()
+        for name, module in modules_of(model)
         if not type(module).__module__.startswith("torch.")
         for key, value in vars(module).items()
         if key not in _MACHINERY
@@ -183,7 +184,7 @@ def keeping(model: nn.Module) -> dict[str, Any]:
 
 def filled(model: nn.Module, twin: nn.Module) -> dict[str, str]:
     """Return lists and attributes that hold tensors in ``twin``, which ran, alone."""
-    modules, found = dict(model.named_modules()), {}
+    modules, found = dict(modules_of(model)), {}
     for path in sorted(keeping(twin).keys() - keeping(model).keys()):
         home, key = owner_of(modules, path)
         value = vars(modules[home]).get(key, _ABSENT)

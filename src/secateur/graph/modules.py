@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from secateur.graph.module_tree import modules_of
 from secateur.graph.program import family
 
 Address: TypeAlias = tuple[str, str, int]
@@ -24,7 +25,7 @@ class Running:
     """The path of the module whose forward runs, kept up to date inside :meth:`follow`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names = {id(module): name for name, module in modules_of(model)}
         self._stack: list[str] = []
 
     @property

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from secateur.errors import TraceError
+from secateur.graph.alignment import runs_alike
 from secateur.graph.input_sizes import views_differ
+from secateur.graph.mode_reads import reads_mode
 from secateur.graph.passes import Pass, list_passes
 from secateur.graph.program import Call, Node, Program, Ref, tensor_leaves
 from secateur.graph.sizes import Expr, Sized, rename
-from secateur.graph.tracing import record
+from secateur.graph.tracing import record, retrace
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Paths:
         programs: the distinct ones; the first is the example input's in eval mode.
         passes: every pass that could be traced, with the number of its program.
         notes: how passes were traced, and which could not be.
+        reads_mode: whether the network's code may tell train mode from eval mode.
     """
 
     programs: tuple[Program, ...]
     passes: tuple[tuple[Pass, int], ...]
     notes: tuple[str, ...]
+    reads_mode: bool
 
     def joined(self) -> Program:
         """Return one program that runs all of them, one after the other."""
@@ -74,7 +78,13 @@ def record_paths(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()
     programs: list[Program] = []
     passes: list[tuple[Pass, int]] = []
     notes: dict[str, None] = {}
+    asked = reads_mode(model)
     for one in list_passes(model, example_inputs, also):
+        if one.training:
+            path = next(path for other, path in passes if other.example == one.example)
+            if not asked or _runs_alike(model, one, programs[path]):
+                passes.append((one, path))
+                continue
         try:
             program = record(
                 model,
@@ -97,7 +107,12 @@ def record_paths(model: nn.Module, example_inputs: Any, also: Sequence[Any] = ()
             notes.update(dict.fromkeys(program.notes))
         passes.append((one, path))
     programs[0].caches = {path: unused for p in programs for path, unused in p.caches.items()}
-    return Paths(tuple(programs), tuple(passes), tuple(notes))
+    return Paths(tuple(programs), tuple(passes), tuple(notes), asked)
+
+
+def _runs_alike(model: nn.Module, one: Pass, program: Program) -> bool:
+    again, stopped = retrace(model, one, program)
+    return not stopped and runs_alike(program, again)
 
 
 def record_another_size(model: nn.Module, paths: Paths, examples: Iterable[Any]) -> Paths | None:
@@ -113,7 +128,8 @@ def record_another_size(model: nn.Module, paths: Paths, examples: Iterable[Any])
         one = Pass(inputs, shapes=shapes), len(paths.programs)
         paths.programs[0].caches |= program.caches
         notes = tuple(dict.fromkeys((*paths.notes, *program.notes)))
-        return Paths((*paths.programs, program), (*paths.passes, one), notes)
+        programs, passes = (*paths.programs, program), (*paths.passes, one)
+        return Paths(programs, passes, notes, paths.reads_mode)
     return None
 
 

@@ -66,28 +66,23 @@ def _without_onednn() -> Iterator[None]:
 _plain_attention, _plain_recurrence = SharedSetting(_math_attention), SharedSetting(_without_onednn)
 
 
-class _PlainRecurrence(TorchFunctionMode):
-    """Runs an LSTM without oneDNN, which computes a whole layer as one operation."""
+class _PlainOperations(TorchFunctionMode):
+    """Runs an LSTM without oneDNN, which computes a whole layer as one operation.
+
+    Overrides the kernel that the network's own code chooses for an attention.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", "") != "lstm":
-            return func(*args, **(kwargs or {}))
-        with _plain_recurrence():
-            return func(*args, **(kwargs or {}))
-
-
-class _PlainAttention(TorchFunctionMode):
-    """Overrides the kernel that the network's own code chooses for an attention."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__name__", "") not in _ATTENTIONS:
-            return func(*args, **(kwargs or {}))
-        with _one_at_a_time, sdpa_kernel(SDPBackend.MATH):
-            return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "lstm":
+            with _plain_recurrence():
+                return func(*args, **(kwargs or {}))
+        if name in _ATTENTIONS:
+            with _one_at_a_time, sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 _ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
@@ -98,5 +93,5 @@ _one_at_a_time = threading.RLock()
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
     """Switch fused attention and recurrence off, so that their parts are plain operations."""
-    with _plain_attention(), _PlainRecurrence(), _PlainAttention():
+    with _plain_attention(), _PlainOperations():
         yield

@@ -6,7 +6,7 @@ import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -72,6 +72,17 @@ class Node:
     module: str
     turn: int
     pointwise: bool
+
+    @cached_property
+    def refs(self) -> tuple[Ref, ...]:
+        """The tensors that it reads, in order."""
+        found: list[Ref] = []
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Ref):
+                found.append(value)
+            elif isinstance(value, tuple):
+                found += map(Ref, refs_in(value))
+        return tuple(found)
 
     def argument(self, name: str, default: Any = None) -> Any:
         """Return an argument by its name in the operation's schema, else its default there."""
@@ -171,7 +182,7 @@ class Program:
         for node in reversed(self.nodes):
             writes = node.op.endswith("_") or "out" in node.kwargs
             if writes or any(key in found for key in node.outs):
-                found.update(refs_in(node.args), refs_in(tuple(node.kwargs.values())))
+                found.update(ref.key for ref in node.refs)
         return found
 
     def written(self) -> set[str]:

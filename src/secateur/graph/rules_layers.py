@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from secateur.graph.axes import Axis, fixed, merge
-from secateur.graph.flow import Flow, refs_of, rule
+from secateur.graph.flow import Flow, rule
 from secateur.graph.program import Call, Node, Program, Ref
 from secateur.graph.rules_sequences import padded_sizes
 from secateur.graph.sizes import Dim, Sized
@@ -31,7 +31,7 @@ def pointwise(flow: Flow, node: Node) -> None:
     if node.op == "aten.eq" and node.call and node.call.name == "one_hot":
         one_hot(flow, node, node.call)
         return
-    refs = [ref for ref in refs_of(node) if flow.shape(ref)]
+    refs = [ref for ref in node.refs if flow.shape(ref)]
     for index, key in enumerate(node.outs):
         if key < 0:
             continue

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.graph.axes import Axis, fixed, merge
-from secateur.graph.flow import Flow, refs_of, rule
+from secateur.graph.flow import Flow, rule
 from secateur.graph.program import Node, Ref
 
 
@@ -32,7 +32,7 @@ def spatial(flow: Flow, node: Node) -> None:
     """
     found = re.search(r"([123])d", node.op)
     rank = int(found.group(1)) if found else 2
-    x, others = node.args[0], refs_of(node)[1:]
+    x, others = node.args[0], node.refs[1:]
     dims = flow.dims(x)
     passing = _passing(node, rank)
     reduced = [n == 1 and "adaptive" in node.op for n in flow.out_shape(node)[-rank:]]

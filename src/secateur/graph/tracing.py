@@ -28,6 +28,7 @@ from secateur.graph.generators import seeded_generators
 from secateur.graph.hooks import shared_variables_put_back
 from secateur.graph.leftovers import forget
 from secateur.graph.module_caches import ModuleCaches, NotCachesError, filled
+from secateur.graph.module_tree import modules_of
 from secateur.graph.normal_mode import normal_mode
 from secateur.graph.passes import FORWARD, Pass, pass_mode, set_mode
 from secateur.graph.process_settings import plain_operations
@@ -75,7 +76,7 @@ def check_inputs(model: object, example_inputs: Inputs) -> None:
 
 def _check_code(model: nn.Module) -> None:
     """Refuse a network whose code cannot be followed, or that has no weights yet."""
-    for name, module in model.named_modules():
+    for name, module in modules_of(model):
         what = "scripted" if isinstance(module, torch.jit.ScriptModule) else ""
         if "eval" in vars(module):
             what = "exported"
@@ -167,7 +168,8 @@ def retrace(
     try:
         apart = private_caches(every=True) if like.private else contextlib.nullcontext()
         with shared_variables_put_back(model), apart:
-            _record(model, (one.inputs, one.method, one.training), program, made, like, inside)
+            what = one.inputs, one.method, one.training
+            _record(model, what, program, made, like, inside)
     except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported
         stopped = f"{type(error).__name__}: {first_line(error)}"
     if like.way != "real":

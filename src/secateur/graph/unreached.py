@@ -15,8 +15,9 @@ from torch import nn
 
 from secateur.graph.axes import Axis
 from secateur.graph.copies import named_tensors
-from secateur.graph.flow import Flow, refs_of
+from secateur.graph.flow import Flow
 from secateur.graph.mentions import mentioned
+from secateur.graph.module_tree import modules_of
 from secateur.graph.program import Program, Ref
 
 
@@ -69,7 +70,7 @@ def _registered(model: nn.Module, *, volatile: bool) -> set[str]:
     """Return the names of parameters and buffers, with those outside of the state if asked."""
     left_out = {
         f"{path}.{key}" if path else key
-        for path, module in model.named_modules()
+        for path, module in modules_of(model)
         for key in (() if volatile else module._non_persistent_buffers_set)
     }
     return {name for name, _ in named_tensors(model)} - left_out
@@ -77,7 +78,7 @@ def _registered(model: nn.Module, *, volatile: bool) -> set[str]:
 
 def _missing(program: Program, registered: set[str]) -> list[int]:
     """Return the numbers of the parameters and floating buffers that no operation reads."""
-    reached = {ref.key for node in program.nodes for ref in refs_of(node)} | set(program.outputs)
+    reached = {ref.key for node in program.nodes for ref in node.refs} | set(program.outputs)
     return [
         key
         for name, key in program.named().items()
@@ -132,7 +133,7 @@ class _Ran:
 
     def __init__(self, program: Program, model: nn.Module) -> None:
         self._program = program
-        self._reached = {program.tensors[ref.key].name for n in program.nodes for ref in refs_of(n)}
+        self._reached = {program.tensors[ref.key].name for n in program.nodes for ref in n.refs}
         self._busy = {""}
         for path in {node.module for node in program.nodes}:
             parts = path.split(".")
@@ -140,7 +141,7 @@ class _Ran:
         # What has no forward of its own, such as a list of modules, never runs by itself.
         self._entered = {
             name
-            for name, module in model.named_modules()
+            for name, module in modules_of(model)
             if name in self._busy and type(module).forward is not nn.Module.forward
         } | {""}
 
@@ -176,7 +177,7 @@ class _Ran:
         sides: dict[int, set[str]] = defaultdict(set)
         for node in self._program.nodes:
             side = self._side(node.module, around)
-            for key in (*(ref.key for ref in refs_of(node)), *(k for k in node.outs if k >= 0)):
+            for key in (*(ref.key for ref in node.refs), *(k for k in node.outs if k >= 0)):
                 sides[key].add(side)
         for key in (*self._program.inputs, *self._program.outputs):
             sides[key].add("outside")

@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.graph import Graph
-from secateur.graph.flow import refs_of
 from secateur.graph.program import Node, Program, Ref, family
 from secateur.plan import Plan
 
@@ -145,7 +144,7 @@ def _readers(program: Program) -> dict[int, list[tuple[Node, int | None]]]:
     found: dict[int, list[tuple[Node, int | None]]] = {}
     for node in program.nodes:
         places = {arg.key: place for place, arg in enumerate(node.args) if isinstance(arg, Ref)}
-        for ref in refs_of(node):
+        for ref in node.refs:
             found.setdefault(ref.key, []).append((node, places.get(ref.key)))
     return found
 
