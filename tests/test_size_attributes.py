@@ -62,6 +62,39 @@ class ByFunction(Own):
         return self.o(self.body(x))
 
 
+class Wide(nn.Linear):
+    def __init__(self, width: int) -> None:
+        super().__init__(8, width)
+
+
+class ByExtension(Own):
+    def __init__(self, hidden: int = 32) -> None:
+        nn.Module.__init__(self)
+        self.hidden = hidden
+        self.a, self.o = Wide(hidden), nn.Linear(32, 3)
+
+
+class ByMethods(Own):
+    """The constructor leaves it to methods, one of them of a base class and one of a class."""
+
+    def __init__(self, hidden: int = 32) -> None:
+        nn.Module.__init__(self)
+        self.hidden = hidden
+        self.build()
+
+    def build(self) -> None:
+        """Build.
+
+        This line begins where the method does.
+        """
+        self.a = self.layer(8, self.hidden)
+        self.o = nn.Linear(32, 3)
+
+    @staticmethod
+    def layer(inputs: int, outputs: int) -> nn.Module:
+        return nn.Linear(inputs, outputs)
+
+
 class InConfig(Own):
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -108,7 +141,9 @@ class InList(Own):
         return self.layers[1](torch.relu(self.layers[0](x)))
 
 
-@pytest.mark.parametrize("kind", [Own, Chained, ByFunction, InConfig, InDict, InList])
+@pytest.mark.parametrize(
+    "kind", [Own, Chained, ByFunction, ByExtension, ByMethods, InConfig, InDict, InList]
+)
 def test_a_new_head_fits(kind: type[Own]) -> None:
     torch.manual_seed(0)
     model = kind().double().eval()

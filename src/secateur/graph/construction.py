@@ -12,11 +12,9 @@ import ast
 import builtins
 import functools
 import inspect
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -110,11 +108,11 @@ def _sized(owner: Any, term: Term, parts: Parts, depth: int) -> frozenset[Home]:
         return frozenset()
     alike = code.alike(term)
     classes = dict(parts)
-    for scope, call in code.calls:
+    for scope, call, names in code.calls:
         homes = code.homes.get(id(call), ("",))
         places = [p for p, argument in _arguments(call) if alike & set(_terms(argument, scope))]
         for home in homes if places else ():
-            for target in _targets(call, code.names, owner, scope):
+            for target in _targets(call, names, owner, scope):
                 kinds = classes.get(home, classes.get("", ())) if target is None else (target,)
                 for kind, place in ((k, p) for k in kinds for p in places):
                     how = _size(kind, place, (("", classes.get("", ())),), depth)
@@ -163,30 +161,36 @@ class _Scope(NamedTuple):
 
 
 class _Code:
-    """Calls and equal names in the source of a class (with its bases) or a function.
+    """Calls and equal names in the source of functions.
 
     Attributes:
-        calls: every call, with the function that it is in.
+        calls: every call, with the function that it is in and the names of its module.
         homes: of a call, the attributes that what it makes goes to.
-        names: of the module that the code is in.
     """
 
-    def __init__(self, nodes: Iterable[ast.AST], names: dict[str, Any]) -> None:
-        self.names = names
-        self.calls: list[tuple[_Scope, ast.Call]] = []
+    def __init__(self) -> None:
+        self.calls: list[tuple[_Scope, ast.Call, dict[str, Any]]] = []
         self.homes: dict[int, tuple[str, ...]] = {}
         self._equal: dict[Term, set[Term]] = defaultdict(set)
-        for node in nodes:
-            for function in ast.walk(node):
-                # A pass makes tensors of many sizes, and no layer.
-                if isinstance(function, ast.FunctionDef) and function.name != "forward":
-                    first = function.args.args[0].arg if function.args.args else ""
-                    self._read(function, _Scope(function.name, first))
 
-    def _read(self, function: ast.FunctionDef, scope: _Scope) -> None:
+    def read(self, function: Any) -> set[str]:
+        """Read the source of a function; return the methods of its own object that it calls."""
+        tree = _source(function)
+        before = len(self.calls)
+        for part in ast.walk(tree) if tree is not None else ():
+            if isinstance(part, ast.FunctionDef):
+                first = part.args.args[0].arg if part.args.args else ""
+                self._read(part, _Scope(part.name, first), function.__globals__)
+        return {
+            call.func.attr
+            for scope, call, _ in self.calls[before:]
+            if isinstance(call.func, ast.Attribute) and _is_self(call.func.value, scope)
+        }
+
+    def _read(self, function: ast.FunctionDef, scope: _Scope, names: dict[str, Any]) -> None:
         for node in ast.walk(function):
             if isinstance(node, ast.Call):
-                self.calls.append((scope, node))
+                self.calls.append((scope, node, names))
                 if isinstance(node.func, ast.Name) and node.func.id == "dict":
                     for keyword in node.keywords:
                         self._join([("field", keyword.arg or "")], _same(keyword.value, scope))
@@ -315,6 +319,13 @@ def _arguments(call: ast.Call) -> Iterator[tuple[int | str, ast.expr]]:
             yield keyword.arg, keyword.value
 
 
+def _layer_of(owner: Any) -> type | None:
+    """Return the layer of PyTorch that a class extends, None where it is no more than a module."""
+    bases = owner.__mro__ if isinstance(owner, type) else ()
+    found = next((base for base in bases if base.__module__.partition(".")[0] == "torch"), None)
+    return None if found is nn.Module else found
+
+
 def _targets(
     call: ast.Call, names: dict[str, Any], owner: Any, scope: _Scope
 ) -> Iterator[type | Any]:
@@ -325,7 +336,11 @@ def _targets(
         if function.attr in _MAKERS:
             yield function.attr
             return
-        if _is_self(function.value, scope):
+        if ast.unparse(function) == "super().__init__":
+            found = _layer_of(owner)
+            if found is None:
+                return
+        elif _is_self(function.value, scope):
             found = getattr(owner, function.attr, None)
         else:
             found = getattr(names.get(getattr(function.value, "id", "")), function.attr, None)
@@ -345,40 +360,35 @@ def _targets(
 
 @functools.lru_cache(maxsize=512)
 def _code_of(owner: Any) -> _Code | None:
-    """Read the source of a class with its bases, or of a function; None where there is none."""
+    """Read the source that constructs a class, or that of a function; None where there is none.
+
+    It constructs a class what its bases' ``__init__`` do, and the methods that these call.
+    """
+    code = _Code()
     if not isinstance(owner, type):
-        node = _definition(owner)
-        return None if node is None else _Code([node], owner.__globals__)
+        code.read(owner)
+        return code if code.calls else None
     bases = [base for base in owner.__mro__ if base.__module__.partition(".")[0] != "torch"]
-    nodes = [node for base in bases if (node := _definition(base)) is not None]
-    return _Code(nodes, vars(sys.modules[owner.__module__])) if nodes else None
+    left = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    met = {"__init__"}
+    while left:
+        function = inspect.unwrap(left.pop())
+        called = code.read(function) - met if inspect.isfunction(function) else set()
+        met |= called
+        left += [
+            getattr(vars(base)[name], "__func__", vars(base)[name])
+            for name in sorted(called)
+            for base in bases
+            if name in vars(base)
+        ]
+    return code if code.calls else None
 
 
-def _definition(thing: Any) -> ast.AST | None:
+@functools.lru_cache(maxsize=2048)
+def _source(function: Any) -> ast.AST | None:
     try:
-        file = inspect.getsourcefile(thing)
-    except TypeError:
+        lines = inspect.getsource(function)
+        # Not dedented: a text within may begin further left.
+        return ast.parse(f"if True:\n{lines}" if lines[:1].isspace() else lines)
+    except (OSError, TypeError, SyntaxError, ValueError):
         return None
-    name = thing.__qualname__.replace(".<locals>", "")
-    return None if file is None else _definitions(file).get(name)
-
-
-@functools.lru_cache(maxsize=256)
-def _definitions(file: str) -> dict[str, ast.AST]:
-    """Return the classes and functions of a source file, by their qualified names."""
-    try:
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return {}
-    found: dict[str, ast.AST] = {}
-
-    def enter(node: ast.AST, path: str) -> None:
-        for part in ast.iter_child_nodes(node):
-            inner = path
-            if isinstance(part, (ast.ClassDef, ast.FunctionDef)):
-                found[path + part.name] = part
-                inner = f"{path}{part.name}."
-            enter(part, inner)
-
-    enter(tree, "")
-    return found
