@@ -295,7 +295,8 @@ def markdown(results: Results) -> str:
     reached = [record["reached"] for record in ours.values()]
     alone = [record["alone"] for record in ours.values()]
     minutes = sum(record.get("whole", 0.0) for record in ours.values()) / 60
-    budgets = sorted({f"{record['budget']:g}" for record in ours.values()}, key=float)
+    budgets = sorted({f"{r['budget']:g}" for r in ours.values() if "budget" in r}, key=float)
+    earlier = [name for name, record in ours.items() if "budget" not in record]
     libraries = dict.fromkeys(name.partition("/")[0] for name in results)
     lines = [
         "# Networks of other libraries",
@@ -330,6 +331,7 @@ def markdown(results: Results) -> str:
         f"- Groups alone: {sum(a['exact'] for a in alone)} exact of "
         f"{sum(a['tried'] for a in alone)} tried, {sum(a['groups'] for a in alone)} in all.",
         f"- All proofs took {minutes:.0f} minutes of one core.",
+        *([f"- Not proved anew, of an earlier version: {', '.join(earlier)}."] if earlier else []),
         "",
         "| network | operations | seconds | groups | reached | parameters left | error | alone "
         "| given back | train mode | saved | Torch-Pruning |",
