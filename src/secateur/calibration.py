@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from secateur.errors import InputError
 from secateur.graph.copies import map_tensors
+from secateur.graph.generators import ONE_AT_A_TIME
 from secateur.graph.normal_mode import normal_tensor
 from secateur.graph.program import tensor_leaves
 from secateur.graph.tracing import run_model
@@ -124,7 +125,7 @@ def untouched(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
 def seeded(model: nn.Module, seed: int) -> Iterator[None]:
     """Run a block with torch's global generators at ``seed``, and put their states back."""
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(seed)
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed)

@@ -8,7 +8,6 @@ both draw one number for all positions of that dimension.
 from __future__ import annotations
 
 import contextlib
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -59,11 +58,10 @@ class Draws(DispatchMode):
         where = self._turns.take(packet)
         if named.get("generator") is not None:
             named["generator"] = None  # the network's own must stay as it is
-        with _one_at_a_time:  # the generators are those of the process
-            seed_torch(zlib.crc32(repr((*where, self._seed)).encode()))
-            before = torch_states()
-            result = self._drawn(func, where, args, named)
-            drew = any(not torch.equal(a, b) for a, b in zip(before, torch_states(), strict=True))
+        seed_torch(zlib.crc32(repr((*where, self._seed)).encode()))
+        before = torch_states()
+        result = self._drawn(func, where, args, named)
+        drew = any(not torch.equal(a, b) for a, b in zip(before, torch_states(), strict=True))
         if drew:
             first = result[0] if isinstance(result, (tuple, list)) else result
             self.shapes[where] = tuple(first.shape)
@@ -77,9 +75,6 @@ class Draws(DispatchMode):
                 return made
             self.unknown.add(where)
         return func(*args, **kwargs)
-
-
-_one_at_a_time = threading.RLock()
 
 
 def uneven(one: Shapes, other: Shapes) -> tuple[dict[Address, tuple[int, ...]], set[Address]]:

@@ -173,6 +173,8 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
+    if isinstance(value, torch.Generator):  # its state is a tensor that must keep its values
+        return memo.setdefault(id(value), value.clone_state())
     if kind in (dict, OrderedDict, set, list) and not value:
         return memo.setdefault(id(value), kind())
     if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):

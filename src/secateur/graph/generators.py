@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.graph.process_settings import SharedSetting
-
 
 @contextlib.contextmanager
 def seeded_generators(seed: int) -> Iterator[None]:
-    """Run a block with the global generators at ``seed``, and put their states back after it."""
-    with _put_back():
+    """Run a block with the global generators at ``seed``, and put their states back after it.
+
+    The generators are those of the process, so one thread at a time runs such a block.
+    """
+    with ONE_AT_A_TIME, _states_put_back():
         random.seed(seed)
         np.random.seed(seed)
         seed_torch(seed)
@@ -35,7 +37,8 @@ def _states_put_back() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-_put_back = SharedSetting(_states_put_back)
+ONE_AT_A_TIME = threading.RLock()
+"""Held while the generators of the process are at a state of ours."""
 
 
 def seed_torch(seed: int) -> None:
